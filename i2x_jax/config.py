@@ -141,11 +141,11 @@ class Config(_Group):
 
     _prefix = ""
     seed: int = _between(0, 0, 2**31 - 1)
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    train: TrainConfig = TrainConfig()
-    explain: ExplainConfig = ExplainConfig()
-    refine: RefineConfig = RefineConfig()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    explain: ExplainConfig = dataclasses.field(default_factory=ExplainConfig)
+    refine: RefineConfig = dataclasses.field(default_factory=RefineConfig)
 
 
 def from_config_dict(settings: Mapping[str, Any]) -> Config:
