@@ -1,0 +1,186 @@
+"""Images and labels: loading, splitting and batching (DESIGN sections 2 and 5)."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from i2x_jax.config import InputError
+
+# The embedded sets have no test split of their own: it is drawn once, the same for every seed of a run.
+EMBEDDED_TEST_SEED = 2603
+EMBEDDED_TEST_FRACTION = 0.2
+SPLITS = ("train", "test")
+# Five folds of the mapping's cross-validation need a few training samples of every class.
+MIN_TRAIN_PER_CLASS = 10
+
+
+class Dataset(NamedTuple):
+    """Labelled images in memory.
+
+    Attributes:
+      images: uint8 `[N, H, W, C]`, 0 to 255.
+      labels: int32 `[N]`, an index into `class_names`.
+      class_names: M names.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def take(self, indices: np.ndarray) -> "Dataset":
+        """The samples at `indices`, in that order."""
+        return self._replace(images=self.images[indices], labels=self.labels[indices])
+
+
+class Batch(NamedTuple):
+    """Rows of one static shape `[B, ...]`; `mask` is False where a row only fills the last batch up."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    mask: np.ndarray
+    start: int
+
+
+class Splits(NamedTuple):
+    """A data set as a run uses it: validation serves every choice, test only the final figures."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+
+def load(name: str, split: str, data_dir: str | None = None) -> Dataset:
+    """Loads one split of a data set.
+
+    Args:
+      name: 'digits' (scikit-learn's handwritten digits, 1,797 images of 8x8, embedded).
+      split: 'train' or 'test'.
+      data_dir: the folder of prepared data; the embedded sets need none.
+
+    Raises:
+      InputError: unknown data set or split.
+    """
+    del data_dir
+    if name not in EMBEDDED:
+        raise InputError(f"unknown data set {name!r}; allowed: {', '.join(EMBEDDED)}; set --config.data.name")
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r} of {name}; allowed: {', '.join(SPLITS)}")
+    rest, test = hold_out(EMBEDDED[name](), EMBEDDED_TEST_FRACTION, EMBEDDED_TEST_SEED)
+    return test if split == "test" else rest
+
+
+def load_splits(
+    name: str, validation: float, max_train: int = 0, seed: int = 0, data_dir: str | None = None
+) -> Splits:
+    """Loads train, validation and test; the first two are a seeded, stratified split of the set's training part.
+
+    Args:
+      name: see `load`.
+      validation: the fraction of the training part that is held out.
+      max_train: keep at most so many training samples, stratified by class; 0 keeps all.
+      seed: of the split and of the subset.
+      data_dir: see `load`.
+
+    Raises:
+      InputError: unknown data set, fewer than two classes, or a class with too few samples for the method.
+    """
+    train, validation_set = hold_out(load(name, "train", data_dir), validation, seed)
+    if 0 < max_train < len(train.labels):
+        train = hold_out(train, max_train / len(train.labels), seed)[1]
+    splits = Splits(train, validation_set, load(name, "test", data_dir))
+    check_classes(splits)
+    return splits
+
+
+def check_classes(splits: Splits) -> None:
+    """Raises `InputError` unless there are at least two classes and each has samples enough in every split."""
+    names = splits.train.class_names
+    if len(names) < 2:
+        raise InputError(f"the data set has {len(names)} class; allowed: at least 2; choose another --config.data.name")
+    for split, least in (("train", MIN_TRAIN_PER_CLASS), ("validation", 1), ("test", 1)):
+        counts = np.bincount(getattr(splits, split).labels, minlength=len(names))
+        if counts.min() < least:
+            name = names[counts.argmin()]
+            raise InputError(
+                f"class {name!r} has {counts.min()} {split} samples; allowed: at least {least}; "
+                "raise --config.data.max_train or change --config.data.validation"
+            )
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Splits into (rest, held out): stratified by class, seeded, equal images never on both sides.
+
+    Both sides keep the order of the data set.
+    """
+    rng = np.random.default_rng(seed)
+    # Equal images are dealt as one card, filed under the class of the first of them.
+    first_of, card = {}, np.empty(len(dataset.labels), np.int64)
+    for index, image in enumerate(dataset.images):
+        card[index] = first_of.setdefault(image.tobytes(), index)
+    held = np.zeros(len(dataset.labels), bool)
+    for label in range(len(dataset.class_names)):
+        cards = np.unique(card[dataset.labels == label])
+        cards = cards[dataset.labels[cards] == label]
+        held[rng.permutation(cards)[: int(fraction * len(cards))]] = True
+    held = held[card]
+    return dataset.take(np.flatnonzero(~held)), dataset.take(np.flatnonzero(held))
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 over images, labels and class names, as 64 hexadecimal digits."""
+    digest = hashlib.sha256(repr((dataset.images.shape, dataset.class_names)).encode())
+    digest.update(np.ascontiguousarray(dataset.images))
+    digest.update(np.ascontiguousarray(dataset.labels, "<i4"))
+    return digest.hexdigest()
+
+
+def batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+    """All samples in order, in batches of one static shape; the last is filled up and masked."""
+    for start in range(0, len(dataset.labels), batch_size):
+        rows = np.arange(start, start + batch_size)
+        inside = rows < len(dataset.labels)
+        rows = np.where(inside, rows, 0)
+        yield Batch(dataset.images[rows], dataset.labels[rows], inside, start)
+
+
+def training_indices(count: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """The rows of training batch `step`: a fresh seeded permutation per pass, batches always full.
+
+    A function of the step alone, so that training can go on from any step. A batch may straddle two passes.
+
+    Args:
+      count: samples in the set.
+      batch_size: rows wanted.
+      step: 0 for the first batch.
+      seed: of the permutations.
+
+    Returns:
+      int64 `[batch_size]`.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    passes, places = positions // count, positions % count
+    rows = np.empty(batch_size, np.int64)
+    for number in np.unique(passes):
+        here = passes == number
+        rows[here] = _permutation(count, seed, int(number))[places[here]]
+    return rows
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(count, seed, number):
+    return np.random.default_rng((seed, number)).permutation(count)
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    # The original grey levels are 0 to 16.
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    return Dataset(images, bunch.target.astype(np.int32), tuple(str(name) for name in bunch.target_names))
+
+
+EMBEDDED: dict[str, Callable[[], Dataset]] = {"digits": _digits}

@@ -1,0 +1,149 @@
+"""Classifiers that split into a feature map and a head. NNX stays inside this package (DESIGN 2.1, section 3)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from i2x_jax.config import InputError
+from i2x_jax.models.cnn import cnn
+
+NETWORKS = {"cnn": cnn}
+BATCH_NORM_MOMENTUM = 0.9
+
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, nested dicts of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A classifier cut in two at its tap; pure functions of plain dicts, to be jitted by the caller.
+
+    Attributes:
+      features: `(variables, images) -> float32 [B, h, w, d]`; images are 0 to 255, uint8 or float; BatchNorm uses the
+        statistics in `variables`.
+      head: `(variables, features) -> float32 logits [B, M]`.
+      init: `key -> variables`.
+      train_logits: `(variables, images) -> (logits, batch_stats)` with the batch's own statistics, and the running
+        averages (momentum 0.9) that follow from them.
+      batch_statistics: `(variables, images) -> batch_stats`: exactly the mean and variance of every BatchNorm input
+        over these images.
+      linear_head: `variables -> (weights [d, M], bias [M])` where the head is a global average pool and a linear layer,
+        else None.
+      feature_shape: (h, w, d).
+      receptive_field: side in pixels of what one location of the map depends on.
+      tap: the stage after which the network is cut.
+    """
+
+    features: Callable[[Variables, jax.Array], jax.Array]
+    head: Callable[[Variables, jax.Array], jax.Array]
+    init: Callable[[jax.Array], Variables]
+    train_logits: Callable[[Variables, jax.Array], tuple[jax.Array, dict]]
+    batch_statistics: Callable[[Variables, jax.Array], dict]
+    linear_head: Callable[[Variables], tuple[jax.Array, jax.Array]] | None
+    feature_shape: tuple[int, int, int]
+    receptive_field: int
+    tap: str
+
+
+def create(
+    name: str,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    width: int = 32,
+    tap: str = "",
+    dtype: str = "float32",
+    allow_1x1: bool = False,
+) -> Model:
+    """Makes a classifier.
+
+    Args:
+      name: 'cnn'.
+      num_classes: M.
+      image_shape: (H, W, C).
+      width: channels of the first stage.
+      tap: the stage whose output is explained; '' for the last.
+      dtype: of the computation, 'float32' or 'bfloat16'; parameters, features and logits stay float32.
+      allow_1x1: accept a feature map of a single location.
+
+    Raises:
+      InputError: unknown model or tap; a 1x1 feature map that was not asked for.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"unknown model {name!r}; allowed: {', '.join(NETWORKS)}; set --config.model.name")
+    height, width_px, channels = image_shape
+
+    def build(momentum, key):
+        return NETWORKS[name](
+            num_classes=num_classes,
+            channels=channels,
+            side=min(height, width_px),
+            width=width,
+            momentum=momentum,
+            dtype=jnp.dtype(dtype),
+            rngs=nnx.Rngs(params=key),
+        )
+
+    def graph(momentum, use_running_average):
+        network = nnx.view(
+            nnx.eval_shape(lambda: build(momentum, jax.random.key(0))), use_running_average=use_running_average
+        )
+        return nnx.split(network, nnx.Param, nnx.BatchStat)[0], network
+
+    evaluation, network = graph(BATCH_NORM_MOMENTUM, True)
+    training, _ = graph(BATCH_NORM_MOMENTUM, False)
+    # Momentum 0 keeps nothing of the old averages: what is left is the statistics of this batch.
+    calibration, _ = graph(0.0, False)
+    tap = tap or network.names[-1]
+    if tap not in network.names:
+        raise InputError(f"unknown tap {tap!r} of {name}; allowed: {', '.join(network.names)}; set --config.model.tap")
+
+    def merge(graphdef, variables):
+        return nnx.merge(graphdef, variables["params"], variables["batch_stats"])
+
+    def init(key):
+        _, params, stats = nnx.split(build(BATCH_NORM_MOMENTUM, key), nnx.Param, nnx.BatchStat)
+        return {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
+
+    def features(variables, images):
+        return merge(evaluation, variables).features(_scaled(images), tap).astype(jnp.float32)
+
+    def head(variables, features):
+        return merge(evaluation, variables).head(features, tap).astype(jnp.float32)
+
+    def train_mode(graphdef, variables, images):
+        network = merge(graphdef, variables)
+        logits = network.head(network.features(_scaled(images), tap), tap).astype(jnp.float32)
+        return logits, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+
+    def linear_head(variables):
+        return variables["params"]["classifier"]["kernel"], variables["params"]["classifier"]["bias"]
+
+    variables = jax.eval_shape(init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
+    _, h, w, d = jax.eval_shape(features, variables, images).shape
+    if h * w == 1 and not allow_1x1:
+        raise InputError(
+            f"the feature map of {name} at tap {tap} is 1x1 for images of {height}x{width_px}; allowed: at least two "
+            "locations; use a larger --config.data.image_size, an earlier --config.model.tap, or "
+            "--config.model.allow_1x1"
+        )
+    return Model(
+        features=features,
+        head=head,
+        init=jax.jit(init),
+        train_logits=lambda variables, images: train_mode(training, variables, images),
+        batch_statistics=lambda variables, images: train_mode(calibration, variables, images)[1],
+        linear_head=linear_head if tap == network.names[-1] else None,
+        feature_shape=(h, w, d),
+        receptive_field=network.receptive_field(tap),
+        tap=tap,
+    )
+
+
+def _scaled(images):
+    """Grey levels 0 to 255 to -1 to 1."""
+    return images.astype(jnp.float32) / 127.5 - 1
