@@ -131,7 +131,6 @@ class RefineConfig(_Group):
     seeds: int = _at_least(5, 1)
     strategies: tuple = dataclasses.field(default=STRATEGIES, metadata={"parse": "names", "subset": STRATEGIES})
     learning_rate: float = _above_zero(3e-4)
-    epochs: int = _at_least(1, 1)
     max_left_out: float = _between(0.3, 0.0, 0.9)
 
 

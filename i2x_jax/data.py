@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from i2x_jax.config import InputError
 
@@ -73,7 +74,7 @@ def load(name: str, split: str, data_dir: str | None = None) -> Dataset:
 
 
 def load_splits(
-    name: str, validation: float, max_train: int = 0, seed: int = 0, data_dir: str | None = None
+    name: str, validation: float, max_train: int = 0, image_size: int = 0, seed: int = 0, data_dir: str | None = None
 ) -> Splits:
     """Loads train, validation and test; the first two are a seeded, stratified split of the set's training part.
 
@@ -81,6 +82,7 @@ def load_splits(
       name: see `load`.
       validation: the fraction of the training part that is held out.
       max_train: keep at most so many training samples, stratified by class; 0 keeps all.
+      image_size: resize all images to squares of so many pixels; 0 keeps their size.
       seed: of the split and of the subset.
       data_dir: see `load`.
 
@@ -92,7 +94,17 @@ def load_splits(
         train = hold_out(train, max_train / len(train.labels), seed)[1]
     splits = Splits(train, validation_set, load(name, "test", data_dir))
     check_classes(splits)
-    return splits
+    return Splits(*(resize(split, image_size) for split in splits)) if image_size else splits
+
+
+def resize(dataset: Dataset, side: int) -> Dataset:
+    """All images as squares of `side` pixels, bilinear, with antialiasing when they shrink."""
+
+    def resized(image):
+        planes = [Image.fromarray(plane).resize((side, side), Image.Resampling.BILINEAR) for plane in image]
+        return np.stack([np.asarray(plane) for plane in planes], -1)
+
+    return dataset._replace(images=np.stack([resized(np.moveaxis(image, -1, 0)) for image in dataset.images]))
 
 
 def check_classes(splits: Splits) -> None:

@@ -1,0 +1,162 @@
+"""Checkpoints of a training: which steps, and reading and writing them. The only file that knows Orbax."""
+
+import contextlib
+import gc
+import logging
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from i2x_jax.config import InputError
+from i2x_jax.distributed import abstract
+
+
+def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[int, ...]:
+    """The steps whose checkpoints are kept: 0 and `total` always, ascending.
+
+    Args:
+      spec: 'log' (evenly spaced in the logarithm of the step), 'linear', or the steps themselves.
+      count: how many, for 'log' and 'linear'; fewer where there are not so many steps.
+      total: the last step.
+
+    Raises:
+      InputError: a listed step beyond `total`.
+    """
+    if isinstance(spec, tuple):
+        if spec[-1] > total:
+            raise InputError(
+                f"train.checkpoints asks for step {spec[-1]}; allowed: 0 to {total}, the last step of this training; "
+                "set --config.train.checkpoints or raise --config.train.epochs"
+            )
+        return tuple(sorted({0, *spec, total}))
+    count = min(count, total + 1)
+    wanted = np.geomspace(1, total, count - 1) if spec == "log" else np.linspace(0, total, count)[1:]
+    steps = [0]
+    for place, step in enumerate(wanted):
+        # Rounding may repeat a step early on: the next free one is taken, leaving room for those to come.
+        steps.append(min(max(round(step), steps[-1] + 1), total - (count - 2 - place)))
+    return tuple(steps)
+
+
+def present_steps(directory: pathlib.Path) -> tuple[int, ...]:
+    """The steps of the complete checkpoints in a folder, ascending; none where there is no folder."""
+    if not directory.is_dir():
+        return ()
+    return tuple(sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir()))
+
+
+class Checkpoints:
+    """A folder of checkpoints, one per step, with the items `variables` and `optimizer`; to be used under `with`.
+
+    `read_only` leaves the folder untouched; otherwise what a killed process left half-written is removed.
+    """
+
+    def __init__(self, directory: pathlib.Path, read_only: bool = False):
+        self.directory = pathlib.Path(directory).absolute()
+        options = ocp.CheckpointManagerOptions(
+            read_only=read_only, cleanup_tmp_directories=not read_only, enable_async_checkpointing=True
+        )
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, value, traceback):
+        if kind is None:
+            self.wait()
+        self._manager.close()
+
+    def save(self, step: int, variables: Any, optimizer: Any) -> None:
+        """Starts saving, and returns once the arrays are copied; a step already there is left as it is.
+
+        Raises:
+          InputError: this checkpoint or the one before could not be written.
+        """
+        if step in present_steps(self.directory):
+            return
+        items = ocp.args.Composite(
+            variables=ocp.args.StandardSave(variables), optimizer=ocp.args.StandardSave(optimizer)
+        )
+        with self._writing():
+            self._manager.save(step, args=items, force=True)
+
+    def wait(self) -> None:
+        """Waits until every checkpoint is on disk; errors as in `save`."""
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        # TensorStore reports a full disk or a lost folder as ValueError or OSError, from the thread that writes.
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"a checkpoint cannot be written to {self.directory} ({_first_line(error)}); allowed: a folder with "
+                "permission and space; mend that and run the same command"
+            ) from None
+
+    def restore_variables(self, step: int, like: Any) -> Any:
+        """Reads the variables at a step, placed on every device.
+
+        Args:
+          step: which.
+          like: a tree of the same structure with the shapes and dtypes expected.
+
+        Raises:
+          InputError: the checkpoint is missing, damaged, of another model, or holds NaN or infinity.
+        """
+        variables = self._restore(step, variables=like)["variables"]
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+            if not np.isfinite(np.asarray(leaf)).all():
+                name = "/".join(str(key.key) for key in path)
+                raise InputError(
+                    f"checkpoint {self.directory / str(step)} holds NaN or infinity in {name}; allowed: finite "
+                    "weights; train again in another --workdir, perhaps with a lower --config.train.learning_rate"
+                )
+        return variables
+
+    def restore(self, step: int, variables: Any, optimizer: Any) -> tuple[Any, Any]:
+        """Reads variables and optimizer state at a step; arguments and errors as in `restore_variables`."""
+        items = self._restore(step, variables=variables, optimizer=optimizer)
+        return items["variables"], items["optimizer"]
+
+    def _restore(self, step, **items):
+        folder = self.directory / str(step)
+        if step not in present_steps(self.directory):
+            have = ", ".join(map(str, present_steps(self.directory))) or "none"
+            raise InputError(f"checkpoint {folder} does not exist; there are: {have}; run --stage=train first")
+        args = {name: ocp.args.StandardRestore(abstract(tree)) for name, tree in items.items()}
+        with _without_reader_noise():
+            try:
+                return self._manager.restore(step, args=ocp.args.Composite(**args))
+            # Orbax and TensorStore raise bare Exception, ValueError and JSONDecodeError for damaged files.
+            except Exception as error:
+                raise InputError(
+                    f"checkpoint {folder} cannot be read ({_first_line(error)}); allowed: a complete checkpoint of this model; "
+                    "move that folder away and run the same command: training goes on from the one before it"
+                ) from None
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+@contextlib.contextmanager
+def _without_reader_noise():
+    """Keeps the pages that TensorStore's parallel readers print about one damaged file off the terminal."""
+    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        # The readers that failed alongside speak up when they are collected.
+        gc.collect()
+        sys.unraisablehook = hook
+        logger.setLevel(level)

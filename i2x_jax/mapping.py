@@ -1,0 +1,470 @@
+"""How changes of prototype intensity map to changes of confidence, and how much they explain (DESIGN section 2.6).
+
+Two fits of one interval: `ridge_groups` is the paper's, on the means of groups of samples; `map_samples` is ours, on
+all samples, with cross-validation, a permutation null and a bootstrap. The second passes over the samples once: what
+ridge, its errors and its null need are sums and cross-products by class and fold, shared by all sets of classes.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from i2x_jax.config import InputError
+
+# The ridge penalties tried, as fractions of the rows of a fit; the strongest first, so that it wins a tie.
+FRACTIONS = np.logspace(1, -5, 13)
+# A reference error (per held-out row, summed over classes) below this leaves nothing to explain.
+NOTHING_TO_EXPLAIN = 1e-4
+# Rows that a class needs before it takes part: with three, every nested training set still holds one of them.
+MIN_ROWS = 3
+# What is left of a column's mean square once its mean is removed counts as variance above this share of it.
+ROUNDING = 1e-12
+# One random stream per purpose and class, so that a class's draws do not depend on what else is asked for.
+FOLD_STREAM, NULL_STREAM, BOOTSTRAP_STREAM = range(3)
+
+
+class SampleFit(NamedTuple):
+    """Ridge of dY on dP over the samples of some classes, and how much of dY it explains (DESIGN section 2.6).
+
+    Every ratio is 1 - SSE/SSE of a reference, pooled over outputs and over the held-out rows of all folds; NaN where
+    the reference is below 1e-4 per held-out row.
+    """
+
+    beta: np.ndarray  # float64 [K,M], confidence per unit of intensity; exactly 0 where not estimable
+    intercept: np.ndarray  # float64 [M], confidence at dP = 0
+    ridge_lambda: float  # penalty on columns scaled to unit deviation, as scikit-learn's Ridge(alpha)
+    estimable: np.ndarray  # bool [K], False where the column has no variance in these rows
+    r2: float  # of dP, over the training folds' mean; at most 1
+    r2_class: float  # of the class mean, over the training folds' mean
+    r2_total: float  # of class mean + one slope per class on the change of total saliency, over the same
+    gain: float  # of class mean + dP, over the class mean
+    gain_total: float  # of class mean + dP, over the model of r2_total
+    gain_null: np.ndarray  # float64 [3], gain when dP is permuted within class: mean, 95th and 99th percentile
+    r2_null: np.ndarray  # float64 [3], the same for r2
+    bootstrap: np.ndarray  # float64 [R,K,M], beta refitted to rows drawn with replacement within class
+
+
+class Moments(NamedTuple):
+    """Sums over rows, by fold, of x = dP, y = dY and t = change of total saliency, all without their overall mean.
+
+    Q counts versions of dY: version 0 is dY itself, the others are permuted within class.
+    """
+
+    n: np.ndarray  # [F]
+    x: np.ndarray  # [F,K]
+    xx: np.ndarray  # [F,K,K]
+    y: np.ndarray  # [F,Q,M]
+    yy: np.ndarray  # [F,Q], summed over outputs
+    xy: np.ndarray  # [F,K,Q,M]
+    t: np.ndarray  # [F]
+    tt: np.ndarray  # [F]
+    ty: np.ndarray  # [F,M], of dY itself
+
+
+def group_ids(groups: np.ndarray, labels: np.ndarray, group_by: str) -> np.ndarray:
+    """One id per group of an interval, whatever the groups were formed within (DESIGN section 2.5).
+
+    Args:
+      groups: int [N], ids within the class of the sample ('class') or of all samples ('global'); negative for none.
+      labels: int [N].
+      group_by: 'class' or 'global'.
+
+    Returns:
+      int64 [N]: for 'class' one id per pair (class, id), ascending with the class; negative ids stay as they are.
+    """
+    groups = np.asarray(groups, np.int64)
+    if group_by == "global":
+        return groups
+    return np.where(groups < 0, groups, np.asarray(labels, np.int64) * (groups.max(initial=0) + 1) + groups)
+
+
+def group_means(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Unweighted mean of each group's rows, ids ascending: [N,X], int [N] -> float64 [G,X]; ids below 0 left out."""
+    kept = groups >= 0
+    ids, index = np.unique(groups[kept], return_inverse=True)
+    sums = np.zeros((len(ids), rows.shape[1]))
+    np.add.at(sums, index, rows[kept].astype(np.float64))
+    return sums / np.bincount(index, minlength=len(ids))[:, None]
+
+
+def ridge_groups(
+    dP: np.ndarray, dY: np.ndarray, groups: np.ndarray, ridge_lambda: float = 0.0
+) -> tuple[np.ndarray, float]:
+    """The paper's ridge of group-mean confidence change on group-mean intensity change (DESIGN section 2.6).
+
+    Args:
+      dP: [N,K] change of intensity.
+      dY: [N,M] change of confidence.
+      groups: int [N], unique over the rows passed in (see `group_ids`); negative for rows of no group.
+      ridge_lambda: the penalty; 0 for 1e-2 trace(pi pi')/G.
+
+    Returns:
+      beta float64 [K,M], without scaling or intercept, and the penalty used; both NaN where there is no group, and
+      beta exactly 0 where no group's intensity changes.
+
+    Raises:
+      InputError: a value is not finite.
+    """
+    _require_finite(dP=dP, dY=dY)
+    pi, changes = group_means(dP, groups), group_means(dY, groups)
+    if not len(pi):
+        return np.full((dP.shape[1], dY.shape[1]), np.nan), float("nan")
+    penalty = float(ridge_lambda) if ridge_lambda > 0 else 1e-2 * float(np.sum(pi**2)) / len(pi)
+    if penalty == 0:
+        return np.zeros((dP.shape[1], dY.shape[1])), 0.0
+    return np.linalg.solve(pi.T @ pi + penalty * np.eye(pi.shape[1]), pi.T @ changes), penalty
+
+
+def r2_groups(
+    dP: np.ndarray,
+    dY: np.ndarray,
+    labels: np.ndarray,
+    folds: np.ndarray,
+    make_groups: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    ridge_lambda: float = 0.0,
+) -> tuple[float, np.ndarray]:
+    """Held-out R^2 of the paper's fit; grouping and fit see training folds only (DESIGN section 2.6).
+
+    Args:
+      dP: [N,K] change of intensity.
+      dY: [N,M] change of confidence.
+      labels: int [N], 0..M-1.
+      folds: int [N], see `stratified_folds`.
+      make_groups: (dY, labels) of the training rows -> their group ids, unique over these rows. Called once a fold.
+      ridge_lambda: as for `ridge_groups`.
+
+    Returns:
+      r2 over all rows and r2_by_class float64 [M], each at most 1, against the training folds' mean of the same rows.
+      A fold whose training rows form no group is not scored; NaN where no fold is, or SST per scored row < 1e-4.
+
+    Raises:
+      InputError: a value is not finite.
+    """
+    _require_finite(dP=dP, dY=dY)
+    num_classes = dY.shape[1]
+    tally = np.zeros((num_classes + 1, 3))  # SSE, SST, rows; the last entry is for all classes together
+    for fold in np.unique(folds):
+        train, held = folds != fold, folds == fold
+        if not train.any():
+            continue
+        groups = np.full(len(dY), -1)
+        groups[train] = make_groups(dY[train], labels[train])
+        for entry in range(num_classes + 1):
+            member = labels == entry if entry < num_classes else np.full(len(labels), True)
+            fit, scored = member & train, member & held
+            beta, _ = ridge_groups(dP[fit], dY[fit], groups[fit], ridge_lambda)
+            if scored.any() and np.isfinite(beta).all():
+                error = dY[scored] - dP[scored] @ beta
+                spread = dY[scored] - dY[fit].mean(0, dtype=np.float64)
+                tally[entry] += np.sum(error**2), np.sum(spread**2), scored.sum()
+    r2 = np.array([_explained(sse, sst, rows) for sse, sst, rows in tally])
+    return float(r2[-1]), r2[:-1]
+
+
+def stratified_folds(labels: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
+    """Folds 0..num_folds-1 of equal shares of every class, int [N]; a class's do not depend on the other classes."""
+    folds = np.zeros(len(labels), int)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        rng = np.random.default_rng([seed, FOLD_STREAM, int(label)])
+        folds[rows] = rng.permutation(np.arange(len(rows)) % num_folds)
+    return folds
+
+
+def map_samples(
+    dP: np.ndarray,
+    dY: np.ndarray,
+    total: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    subsets: Sequence[tuple[int, ...]],
+    seed: int,
+    permutations: int = 200,
+    resamples: int = 200,
+    num_folds: int = 5,
+) -> list[SampleFit]:
+    """Fits dY on dP over the samples of each set of classes, and measures what the fit explains (DESIGN section 2.6).
+
+    The penalty is chosen by cross-validation: over the folds for beta, and inside the training folds (centring and
+    scaling included) for every error reported, each permutation of the null choosing its own. A class with fewer than
+    three rows is left out.
+
+    Args:
+      dP: [N,K] change of intensity.
+      dY: [N,M] change of confidence, -1..1.
+      total: [N] change of total saliency.
+      labels: int [N], 0..num_classes-1.
+      num_classes: number of classes.
+      subsets: sets of classes; one fit each. A set's result does not depend on the other sets.
+      seed: of the folds (`stratified_folds`), the null and the bootstrap.
+      permutations: permutations of the null; with 0 it is NaN.
+      resamples: refits of the bootstrap.
+      num_folds: at least 3, because the penalty is chosen inside the training folds.
+
+    Raises:
+      InputError: a value is not finite, fewer than 3 folds, or a set that names no class or an unknown one.
+    """
+    _require_finite(dP=dP, dY=dY, total=total)
+    if num_folds < 3:
+        raise InputError(f"num_folds is {num_folds}; allowed: at least 3; the penalty is chosen inside training folds")
+    for subset in subsets:
+        if not subset or not set(subset) <= set(range(num_classes)):
+            raise InputError(f"a set of classes is {subset!r}; allowed: some of 0 to {num_classes - 1}; name those")
+    # Without their overall mean, sums of products keep the digits that a large common offset would take.
+    x, y, t = (np.asarray(a, np.float64) for a in (dP, dY, total))
+    x_mean, y_mean, t_mean = (a.mean(0) if len(a) else np.zeros(a.shape[1:]) for a in (x, y, t))
+    x, y, t = x - x_mean, y - y_mean, t - t_mean
+    folds = stratified_folds(labels, num_folds, seed)
+    rows_of = [np.flatnonzero(labels == label) for label in range(num_classes)]
+    rows_of = [rows if len(rows) >= MIN_ROWS else rows[:0] for rows in rows_of]
+
+    def moments_of(label):
+        rows, rng = rows_of[label], np.random.default_rng([seed, NULL_STREAM, label])
+        return _class_moments(x[rows], y[rows], t[rows], folds[rows], num_folds, permutations, rng)
+
+    # With many classes the permuted products outgrow memory; made again from their stream they are the same.
+    class_bytes = 8 * num_folds * x.shape[1] * (permutations + 1) * y.shape[1]
+    cached = functools.lru_cache(max(2, 2**30 // max(class_bytes, 1)))(moments_of)
+    fits = [_fit_subset(map(cached, subset)) for subset in subsets]
+    fractions = [
+        fit.ridge_lambda / max(sum(len(rows_of[c]) for c in s), 1) for fit, s in zip(fits, subsets, strict=True)
+    ]
+    refits = _bootstrap(x, y, rows_of, subsets, fractions, seed, resamples)
+    return [
+        fit._replace(intercept=fit.intercept + y_mean - x_mean @ fit.beta, bootstrap=refit)
+        for fit, refit in zip(fits, refits, strict=True)
+    ]
+
+
+def sign_agreement(fit: SampleFit) -> np.ndarray:
+    """Share of the bootstrap refits whose sign is that of beta, [K,M], 0..1: 0 where beta is 0, NaN without refits."""
+    if not len(fit.bootstrap):
+        return np.full(fit.beta.shape, np.nan)
+    return np.where(fit.beta == 0, 0.0, np.mean(np.sign(fit.bootstrap) == np.sign(fit.beta), axis=0))
+
+
+def _require_finite(**arrays):
+    for name, array in arrays.items():
+        bad = array.size - int(np.isfinite(array).sum())
+        if bad:
+            raise InputError(
+                f"{name} holds {bad} values that are not finite of {array.size}; allowed: finite numbers; "
+                "a network whose training diverged gives these: lower train.learning_rate"
+            )
+
+
+def _explained(sse, reference, rows):
+    """1 - SSE/reference; entry 0 (dY itself) decides whether there was something to explain."""
+    sse, reference = np.asarray(sse), np.asarray(reference)
+    if reference.flat[0] < NOTHING_TO_EXPLAIN * rows or rows == 0:
+        return np.full(sse.shape, np.nan)
+    return 1 - sse / reference
+
+
+def _class_moments(x, y, t, folds, num_folds, permutations, rng):
+    """The `Moments` of one class. dY is permuted instead of dP: the same null, and the Gram of dP stays as it is."""
+    order = np.argsort(folds, kind="stable")
+    x, y, t = x[order], y[order], t[order]
+    bounds = np.searchsorted(folds[order], np.arange(num_folds + 1))
+    fold_rows = [slice(*pair) for pair in itertools.pairwise(bounds)]
+    (n, width), outputs, versions = x.shape, y.shape[1], permutations + 1
+    # A column of ones beside dP and one of squares beside dY bring the sums along in the same product.
+    left = np.column_stack([x, np.ones(n)])
+    right = np.column_stack([y, np.sum(y**2, axis=1)])
+    cross = np.zeros((num_folds, width + 1, versions, outputs + 1))
+    block = max(1, 2**22 // max(right.size, 1))
+    for start in range(0, versions, block):
+        shuffled = rng.permuted(np.tile(np.arange(n), (min(block, versions - start), 1)), axis=1)
+        if start == 0:
+            shuffled[0] = np.arange(n)
+        picked = np.ascontiguousarray(shuffled.T)
+        for fold, rows in enumerate(fold_rows):
+            products = left[rows].T @ np.take(right, picked[rows], axis=0).reshape(-1, picked.shape[1] * (outputs + 1))
+            cross[fold, :, start : start + block] = products.reshape(width + 1, -1, outputs + 1)
+    return Moments(
+        n=np.diff(bounds).astype(np.float64),
+        x=np.stack([x[rows].sum(0) for rows in fold_rows]),
+        xx=np.stack([x[rows].T @ x[rows] for rows in fold_rows]),
+        y=cross[:, -1, :, :-1].copy(),
+        yy=cross[:, -1, :, -1].copy(),
+        xy=cross[:, :-1, :, :-1].copy(),
+        t=np.stack([t[rows].sum() for rows in fold_rows]),
+        tt=np.stack([t[rows] @ t[rows] for rows in fold_rows]),
+        ty=np.stack([t[rows] @ y[rows] for rows in fold_rows]),
+    )
+
+
+def _fit_subset(classes):
+    """The `SampleFit` of some classes' moments; its intercept still lacks the overall means, its bootstrap is empty."""
+    members, pooled = [], None
+    for moments in classes:
+        members.append(moments._replace(xx=None, xy=None))  # so that these are held for one class at a time
+        pooled = moments if pooled is None else Moments(*map(np.add, pooled, moments))
+    rows = pooled.n.sum()
+    sse, sst, fraction = _cross_validate(pooled, [pooled])
+    # Within one class both models are the same.
+    sse_within, sse_class, _ = _cross_validate(pooled, members) if len(members) > 1 else (sse, sst, fraction)
+    sse_total = sum(map(_total_slope_sse, members))
+    r2, gain = _explained(sse, sst, rows), _explained(sse_within, sse_class, rows)
+
+    x, y, xx = pooled.x.sum(0), pooled.y[:, 0].sum(0), pooled.xx.sum(0)
+    count = max(rows, 1)
+    gram, target = xx - np.outer(x, x) / count, pooled.xy[:, :, 0].sum(0) - np.outer(x, y) / count
+    beta, estimable = _ridge(gram, target, np.diagonal(xx), count, fraction * count)
+    return SampleFit(
+        beta=beta,
+        intercept=(y - x @ beta) / count,
+        ridge_lambda=float(fraction * count),
+        estimable=estimable,
+        r2=float(r2[0]),
+        r2_class=float(_explained(sse_class[0], sst[0], rows)),
+        r2_total=float(_explained(sse_total, sst[0], rows)),
+        gain=float(gain[0]),
+        gain_total=float(_explained(sse_within[0], sse_total, rows)),
+        gain_null=_summary(gain[1:]),
+        r2_null=_summary(r2[1:]),
+        bootstrap=np.zeros((0, *beta.shape)),
+    )
+
+
+def _summary(null):
+    return np.array([null.mean(), *np.percentile(null, (95, 99))]) if len(null) else np.full(3, np.nan)
+
+
+def _inverse_deviation(spread, squares, rows):
+    """1 / standard deviation of columns from their sums of squares with and without the mean; 0 without variance."""
+    alive = spread > ROUNDING * squares
+    return np.where(alive, 1 / np.sqrt(np.where(alive, spread, 1) / rows), 0)
+
+
+def _ridge(gram, target, squares, rows, penalty):
+    """Coefficients in units of the columns and which are estimable; leading axes are separate fits."""
+    scale = _inverse_deviation(np.diagonal(gram, axis1=-2, axis2=-1), squares, rows)
+    system = gram * scale[..., :, None] * scale[..., None, :] + penalty * np.eye(gram.shape[-1])
+    return scale[..., None] * np.linalg.solve(system, scale[..., None] * target), scale > 0
+
+
+def _cross_validate(pooled, members):
+    """Nested cross-validation of the ridge of dY on dP, both centred by the training rows' means of each member.
+
+    Args:
+      pooled: `Moments` of all rows.
+      members: `Moments` of the parts that have a mean of their own: [pooled], or one for each class.
+
+    Returns:
+      Held-out SSE [Q] with the penalty chosen inside the training folds for each version of dY, held-out SSE [Q] of
+      the means alone, and the fraction of the rows that is the best penalty for all folds.
+    """
+    num_folds, width, versions, outputs = pooled.xy.shape
+    n, x, yy = (np.stack(parts, axis=1) for parts in zip(*((m.n, m.x, m.yy) for m in members), strict=True))
+    # The members' sums of dY stand below the products with dP, so that one product projects and centres both.
+    sums = [pooled.xy.reshape(num_folds, width, -1), *(m.y.reshape(num_folds, 1, -1) for m in members)]
+    by_fold = (n, x, pooled.xx, np.concatenate(sums, axis=1))
+    overall = tuple(part.sum(0) for part in by_fold)
+    errors, references = {}, np.zeros(versions)
+    for left_out in [(f,) for f in range(num_folds)] + list(itertools.combinations(range(num_folds), 2)):
+        n_train, x_train, xx_train, xy_train = (
+            functools.reduce(np.subtract, (part[f] for f in left_out), whole)
+            for whole, part in zip(overall, by_fold, strict=True)
+        )
+        rows = max(n_train.sum(), 1)
+        x_mean, y_mean = (a / np.maximum(n_train, 1)[:, None] for a in (x_train, xy_train[width:]))
+        gram = xx_train - x_train.T @ x_mean
+        scale = _inverse_deviation(np.diagonal(gram), np.diagonal(xx_train), rows)
+        eigenvalues, eigenvectors = np.linalg.eigh(gram * scale * scale[:, None])
+        # With these columns the coefficients for any penalty are basis @ (shrink * loadings).
+        basis = scale[:, None] * eigenvectors
+        centring = np.vstack([basis, -x_mean @ basis]).T
+        shrink = 1 / (np.maximum(eigenvalues, 0)[:, None] + rows * FRACTIONS)
+        loadings = (centring @ xy_train).reshape(width, versions, outputs)
+        y_mean_by_version = y_mean.reshape(-1, versions, outputs)
+        kernels = []
+        for f in left_out:
+            # Held-out sums around the training means: squares of dY, products with dY, and the Gram of dP.
+            y = by_fold[3][f, width:].reshape(y_mean_by_version.shape)
+            shift = n[f][:, None, None] * y_mean_by_version - 2 * y
+            reference = yy[f].sum(0) + np.einsum("cqm,cqm->q", y_mean_by_version, shift)
+            offset = x[f] - n[f][:, None] * x_mean
+            products = centring @ by_fold[3][f] - (offset @ basis).T @ y_mean
+            linear = np.einsum("kqm,kqm->qk", loadings, products.reshape(loadings.shape)) @ shrink
+            errors[left_out, f] = reference[:, None] - 2 * linear
+            held_gram = pooled.xx[f] - x[f].T @ x_mean - x_mean.T @ offset
+            kernel = (basis.T @ held_gram @ basis)[:, :, None] * shrink[:, None] * shrink[None]
+            kernels.append(kernel.reshape(width**2, -1))
+            if len(left_out) == 1:
+                references += reference
+        squares = np.split(_quadratic_forms(loadings, np.hstack(kernels)), len(left_out), axis=1)
+        for f, square in zip(left_out, squares, strict=True):
+            errors[left_out, f] += square
+    sse = np.zeros(versions)
+    for f in range(num_folds):
+        inner = sum(errors[tuple(sorted((f, g))), g] for g in range(num_folds) if g != f)
+        sse += np.take_along_axis(errors[(f,), f], np.argmin(inner, axis=1)[:, None], axis=1)[:, 0]
+    fraction = FRACTIONS[np.argmin(sum(errors[(f,), f][0] for f in range(num_folds)))]
+    return sse, references, fraction
+
+
+def _quadratic_forms(loadings, kernels):
+    """Sum over outputs m of l_m' A l_m for each version of l [K,Q,M] and each A of kernels [K*K,A], as [Q,A].
+
+    The sum over outputs of l_m l_m' is formed once and serves all penalties and held-out folds.
+    """
+    width, versions, _ = loadings.shape
+    forms, block = [], max(1, 2**20 // max(width, 1) ** 2)
+    for start in range(0, versions, block):
+        part = loadings[:, start : start + block].transpose(1, 0, 2)
+        forms.append((part @ part.transpose(0, 2, 1)).reshape(len(part), -1) @ kernels)
+    return np.concatenate(forms)
+
+
+def _total_slope_sse(moments):
+    """Held-out SSE of one class's mean and slope on the change of total saliency (0 where that does not vary)."""
+    n, t, tt, ty, y, yy = moments.n, moments.t, moments.tt, moments.ty, moments.y[:, 0], moments.yy[:, 0]
+    n_train, t_train, tt_train, ty_train, y_train = (a.sum(0) - a for a in (n, t, tt, ty, y))
+    t_mean = t_train / np.maximum(n_train, 1)
+    y_mean = y_train / np.maximum(n_train, 1)[:, None]
+    spread = tt_train - t_train * t_mean
+    alive = spread > ROUNDING * tt_train
+    slope = (ty_train - t_train[:, None] * y_mean) * (alive / np.where(alive, spread, 1))[:, None]
+    held_tt = tt - 2 * t_mean * t + n * t_mean**2
+    held_ty = ty - t_mean[:, None] * y - (t - n * t_mean)[:, None] * y_mean
+    held_yy = yy + np.sum(y_mean * (n[:, None] * y_mean - 2 * y), axis=1)
+    return np.sum(held_yy) + np.sum(slope * (slope * held_tt[:, None] - 2 * held_ty))
+
+
+def _bootstrap(x, y, rows_of, subsets, fractions, seed, resamples):
+    """Coefficients refitted to rows drawn with replacement within class: one [R,K,M] for each set of classes."""
+    width, outputs = x.shape[1], y.shape[1]
+    joint = [np.column_stack([x[rows], np.ones(len(rows)), y[rows]]) for rows in rows_of]
+    rngs = [np.random.default_rng([seed, BOOTSTRAP_STREAM, label]) for label in range(len(rows_of))]
+    refits = [np.zeros((resamples, width, outputs)) for _ in subsets]
+    # As many resamples at a time as keep the products of all classes in some 250 MB.
+    block = max(1, 2**25 // (len(rows_of) * (width + 1) * (width + 1 + outputs)))
+    for start in range(0, resamples, block):
+        size = min(block, resamples - start)
+        products = {c: _resampled(joint[c], rngs[c], size, width) for c in sorted(set().union(*subsets))}
+        for refit, subset, fraction in zip(refits, subsets, fractions, strict=True):
+            sums = sum(products[label] for label in subset)
+            rows = np.maximum(sums[:, -1, width], 1)[0]  # the same in every resample
+            gram = sums[:, :-1] - sums[:, :-1, width, None] * sums[:, -1, None] / rows
+            squares = np.diagonal(sums[:, :, :width], axis1=1, axis2=2)
+            refit[start : start + size] = _ridge(
+                gram[..., :width], gram[..., width + 1 :], squares, rows, fraction * rows
+            )[0]
+    return refits
+
+
+def _resampled(joint, rng, size, width):
+    """Sums of products of rows [dP, 1, dY] drawn with replacement: [n,K+1+M] -> [size, K+1, K+1+M]."""
+    n = len(joint)
+    products = np.zeros((size, width + 1, joint.shape[1]))
+    if n:
+        weights = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(size)]).astype(np.float64)
+        # All resamples of one column's products at once: few large matrix products instead of many thin ones.
+        for column in range(width + 1):
+            products[:, column, column:] = weights @ (joint[:, column:] * joint[:, column, None])
+            products[:, column:, column] = products[:, column, column : width + 1]
+    return products

@@ -1,0 +1,125 @@
+"""The stages of a run in order, and what is checked before the first (DESIGN sections 3 to 5)."""
+
+import math
+import pathlib
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from importlib import metadata
+
+import jax
+import numpy as np
+
+from i2x_jax import config as config_lib
+from i2x_jax.config import Config, InputError
+from i2x_jax.data import Splits, fingerprint
+from i2x_jax.run_directory import CONFIG, STEPS, Run, RunDirectory, dataset_of, model_of, read_json
+from i2x_jax.stage_explain import draw_contact_sheet, find_prototypes, map_changes, measure_evidence
+from i2x_jax.stage_refine import refine
+from i2x_jax.stage_train import checkpoint_steps, train
+
+MAKERS: dict[str, Callable[[RunDirectory, Run], None]] = {
+    "train": train,
+    "prototypes": find_prototypes,
+    "evidence": measure_evidence,
+    "mapping": map_changes,
+    "contact_sheet": draw_contact_sheet,
+    "refine": refine,
+}
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn")
+MAX_PROTOTYPES = np.iinfo(np.int16).max
+
+
+def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | None = None) -> None:
+    """Runs stages, and before them whatever they need that is not there yet; finished steps are not done again.
+
+    Args:
+      config: all settings.
+      workdir: the run directory, new or of the same config.
+      stages: of `run_directory.STAGES`.
+      data_dir: where prepared data sets are.
+
+    Raises:
+      InputError: settings, data or directory cannot be used; nothing finished is touched.
+    """
+    directory = RunDirectory(workdir)
+    last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
+    splits = dataset_of(config, data_dir)
+    check_feasible(config, splits)
+    directory.check_config(config)
+    with directory.locked():
+        write_header(directory, config, splits)
+        work = Run(workdir, data_dir)
+        for number, step in enumerate(list(STEPS)[: last + 1], 1):
+            if directory.complete(step):
+                print(f"[{number}/{last + 1}] {step}: already done", flush=True)
+                continue
+            started = time.perf_counter()
+            MAKERS[step](directory, work)
+            seconds = time.perf_counter() - started
+            directory.add_timing(step, seconds)
+            print(f"[{number}/{last + 1}] {step}: done in {seconds:.1f} s", flush=True)
+
+
+def check_feasible(config: Config, splits: Splits) -> None:
+    """Raises `InputError` for settings that do not fit the data, the model or the devices, before any work is done."""
+    train = splits.train
+    h, w, d = model_of(config, train).feature_shape
+    places = min(len(train.labels) * h * w, config.explain.max_locations or math.inf)
+    explain = config.explain
+    for key, value, high, what in (
+        ("explain.num_prototypes", explain.num_prototypes, places, "feature locations that K-means is fitted on"),
+        ("explain.num_prototypes", explain.num_prototypes, MAX_PROTOTYPES, "prototypes that fit an int16"),
+        ("explain.pca_dims", explain.pca_dims, d, "feature channels at this tap"),
+    ):
+        if value > high:
+            raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set --config.{key}")
+    if config.train.batch_size % jax.device_count():
+        raise InputError(
+            f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
+            f"{jax.device_count()} devices; set --config.train.batch_size"
+        )
+    if config.model.init_from:
+        raise InputError(
+            f"config key model.init_from is {config.model.init_from!r}; allowed: '' (weights cannot be read from a file "
+            "in this version); remove it"
+        )
+    unknown = [name for name in config.refine.pair if name not in train.class_names]
+    if unknown:
+        raise InputError(
+            f"config key refine.pair names {unknown[0]!r}; allowed: {', '.join(train.class_names)}; "
+            "set --config.refine.pair"
+        )
+    checkpoint_steps(config, train)
+
+
+def write_header(directory: RunDirectory, config: Config, splits: Splits) -> None:
+    """Writes config.json, or checks that the data are still those that the run was made with."""
+    prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
+    if (directory.path / CONFIG).exists():
+        made_with = read_json(directory.path / CONFIG)["provenance"]["data_fingerprint"]
+        changed = [name for name in prints if prints[name] != made_with[name]]
+        if changed:
+            raise InputError(
+                f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "
+                "allowed: the same data; restore it or choose another --workdir"
+            )
+        return
+    provenance = {
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        "devices": [str(device) for device in jax.devices()],
+        "platform": jax.default_backend(),
+        "git_revision": git_revision(),
+        "data_fingerprint": prints,
+    }
+    directory.write_json(CONFIG, {"config": config_lib.to_dict(config), "provenance": provenance, "timing": {}})
+
+
+def git_revision() -> str | None:
+    """The revision of the checkout this code runs from, if it is one."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,290 @@
+"""The run directory: its files, how they come into being whole or not at all, and `Run` to read them (DESIGN section 4).
+
+Nothing here needs JAX until a model or its weights are asked for, so that looking at a finished run is quick.
+"""
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from i2x_jax import config as config_lib
+from i2x_jax.config import Config, InputError
+from i2x_jax.data import Dataset, Splits, load_splits
+from i2x_jax.explanation import Explanation
+from i2x_jax.explanation import from_json as explanation_from_json
+
+CONFIG, METRICS, CHECKPOINTS, EXPLANATION = "config.json", "metrics.jsonl", "checkpoints", "explanation.json"
+REFINEMENT, CONTACT_SHEET = "refinement.json", "contact_sheet.png"
+
+# The steps of a run in order: the stage each belongs to and the files it makes. A step whose files are all there is
+# complete, because files only ever get their names when they are.
+STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "train": ("train", ("labels.npy", "steps.npy")),
+    "prototypes": ("explain", ("prototypes.npz", "assignments.npy")),
+    "evidence": (
+        "explain",
+        ("intensity.npy", "confidence.npy", "contributions.npz", "validation.npz", "test.npz"),
+    ),
+    "mapping": ("explain", ("groups.npy", "mapping.npz", "curated.npz", EXPLANATION)),
+    "contact_sheet": ("explain", (CONTACT_SHEET,)),
+    "refine": ("refine", (REFINEMENT,)),
+}
+STAGES = tuple(dict.fromkeys(stage for stage, _ in STEPS.values()))
+
+
+class RunDirectory:
+    """Writing side of a run directory: one process at a time, every file whole or absent."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path).absolute()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and holds it for this process; the system lets go of it however the process ends.
+
+        Raises:
+          InputError: no permission, not a folder, or another process is at work in it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(_unusable(self.path, error)) from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"work directory {self.path} is in use by another process; allowed: one at a time; "
+                    "wait for it or choose another --workdir"
+                ) from None
+            if not os.access(self.path, os.W_OK | os.X_OK):
+                raise InputError(_unusable(self.path, PermissionError("no permission to write")))
+            yield
+        finally:
+            os.close(handle)
+
+    def check_config(self, config: Config) -> None:
+        """Raises `InputError` if the folder holds another run, or something that is not a run."""
+        if (self.path / CONFIG).exists():
+            changed = config_lib.differences(read_config(self.path), config)
+            if changed:
+                raise InputError(
+                    f"work directory {self.path} was made with another config ({'; '.join(changed)}); allowed: the same "
+                    "config; choose another --workdir"
+                )
+        elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise InputError(
+                f"work directory {self.path} holds files but no {CONFIG}; allowed: an empty folder or one made by "
+                "this program; choose another --workdir"
+            )
+
+    def complete(self, step: str) -> bool:
+        """Whether all files of a step are there."""
+        if not all((self.path / name).exists() for name in STEPS[step][1]):
+            return False
+        if step != "train":
+            return True
+        return all((self.path / CHECKPOINTS / str(kept)).is_dir() for kept in read_array(self.path / "steps.npy"))
+
+    @contextlib.contextmanager
+    def making(self, step: str) -> Iterator[pathlib.Path]:
+        """A temporary folder whose files move to their place if all goes well, in the order of `STEPS`."""
+        folder = self.path / f".tmp-{step}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+            for name in STEPS[step][1]:
+                os.replace(folder / name, self.path / name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file whole or not at all."""
+        temporary = self.path / f".tmp-{name}"
+        try:
+            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+            os.replace(temporary, self.path / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def add_timing(self, step: str, seconds: float) -> None:
+        """Records how long a step took, in config.json under `timing`."""
+        header = read_json(self.path / CONFIG)
+        header["timing"][step] = round(header["timing"].get(step, 0.0) + seconds, 3)
+        self.write_json(CONFIG, header)
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl that a training going on from `step` will write again."""
+        path = self.path / METRICS
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        # A line is written before its checkpoint, so those up to `step` are whole.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        temporary = self.path / f".tmp-{METRICS}"
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+
+    def add_metrics(self, step: int, split: str, loss: float, accuracy: float) -> None:
+        """Appends one line to metrics.jsonl."""
+        line = {"step": step, "split": split, "loss": loss, "accuracy": accuracy}
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+
+
+def new_memmap(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+    """A new .npy file of the given shape, mapped for writing; its space on disk is taken at once.
+
+    Without that, a disk that fills up later would kill the process on a write to memory.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """A JSON file of a run, or `InputError`."""
+    return _read(path, lambda: json.loads(path.read_text()))
+
+
+def read_array(path: pathlib.Path) -> np.ndarray:
+    """A .npy file of a run, mapped into memory, or `InputError`; never unpickles."""
+    return _read(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All members of a .npz file of a run, or `InputError`; never unpickles."""
+
+    def load():
+        with np.load(path, allow_pickle=False) as members:
+            return dict(members)
+
+    return _read(path, load)
+
+
+def read_config(path: pathlib.Path) -> Config:
+    """The config that a run directory was made with."""
+    header = read_json(path / CONFIG)
+    if not isinstance(header, dict) or "config" not in header:
+        raise InputError(f"{path / CONFIG} has no member 'config'; allowed: a file made by this program")
+    return config_lib.from_config_dict(header["config"])
+
+
+class Run:
+    """Reading side of a run directory; everything is opened when asked for, large arrays as memory maps.
+
+    Attributes:
+      path: the directory.
+      config: how the run was made.
+    """
+
+    def __init__(self, path: str | os.PathLike, data_dir: str | None = None):
+        self.path = pathlib.Path(path).absolute()
+        if not (self.path / CONFIG).exists():
+            raise InputError(f"{self.path} is not a run directory: no {CONFIG} in it; allowed: a --workdir of run.py")
+        self.config = read_config(self.path)
+        self._data_dir = data_dir
+
+    def array(self, name: str) -> np.ndarray:
+        """A .npy file by its name without ending: steps, labels, assignments, intensity, confidence, groups."""
+        return read_array(self.path / f"{name}.npy")
+
+    def arrays(self, name: str) -> dict[str, np.ndarray]:
+        """A .npz file: prototypes, contributions, validation, test, mapping, curated."""
+        return read_arrays(self.path / f"{name}.npz")
+
+    @functools.cached_property
+    def steps(self) -> np.ndarray:
+        """Steps of the analysed checkpoints, int32 `[T]`."""
+        return np.array(self.array("steps"))
+
+    @functools.cached_property
+    def splits(self) -> Splits:
+        """Train (as analysed), validation and test."""
+        return dataset_of(self.config, self._data_dir)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The N training samples, in the order of every array of the run."""
+        return self.splits.train
+
+    @functools.cached_property
+    def explanation(self) -> Explanation:
+        """The structured explanation."""
+        path = self.path / EXPLANATION
+        return explanation_from_json(_read(path, path.read_text))
+
+    @functools.cached_property
+    def refinement(self) -> dict:
+        """The refinement table, as in refinement.json."""
+        return read_json(self.path / REFINEMENT)
+
+    @functools.cached_property
+    def metrics(self) -> list[dict]:
+        """The lines of metrics.jsonl."""
+        path = self.path / METRICS
+        return _read(path, lambda: [json.loads(line) for line in path.read_text().splitlines()])
+
+    @functools.cached_property
+    def model(self):
+        """The `models.Model`."""
+        return model_of(self.config, self.dataset)
+
+    def variables(self, step: int) -> dict:
+        """The weights at an analysed step, with recomputed BatchNorm statistics."""
+        import jax
+
+        from i2x_jax.checkpoints import Checkpoints
+
+        with Checkpoints(self.path / CHECKPOINTS, read_only=True) as checkpoints:
+            return checkpoints.restore_variables(step, jax.eval_shape(self.model.init, jax.random.key(0)))
+
+
+def dataset_of(config: Config, data_dir: str | None) -> Splits:
+    """The splits a config asks for."""
+    data = config.data
+    return load_splits(data.name, data.validation, data.max_train, data.image_size, config.seed, data_dir)
+
+
+def model_of(config: Config, dataset: Dataset):
+    """The `models.Model` a config asks for."""
+    from i2x_jax import models
+
+    return models.create(
+        config.model.name,
+        num_classes=len(dataset.class_names),
+        image_shape=dataset.images.shape[1:],
+        width=config.model.width,
+        tap=config.model.tap,
+        dtype=config.model.dtype,
+        allow_1x1=config.model.allow_1x1,
+    )
+
+
+def _read(path: pathlib.Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; run the stage that makes it, or check the directory") from None
+    except (OSError, ValueError, EOFError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{path} cannot be read ({reason}); allowed: a file made by this program; "
+            "move it away and run the same command to make it again"
+        ) from None
+
+
+def _unusable(path, error):
+    return (
+        f"work directory {path} cannot be used ({error}); allowed: a folder you may write to; choose another --workdir"
+    )

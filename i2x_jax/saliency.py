@@ -1,0 +1,185 @@
+"""Saliency maps, crops around their peaks, and exact contributions (DESIGN 2.3, 2.4).
+
+Each map is one function of one sample, `cam(head, features, class_index)`, with `head: [h, w, d] -> logits [M]`; batches
+are `jax.vmap`. Only the head is differentiated.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from i2x_jax.models import Model, Variables
+
+Head = Callable[[jax.Array], jax.Array]
+
+
+def gradcam(head: Head, features: jax.Array, class_index: int, against: int | None = None) -> jax.Array:
+    """GradCAM: `relu(sum_d mean_hw(dlogit/dF_d) F_d)`, raw, never normalised.
+
+    Selvaraju et al. 2017, arXiv:1610.02391.
+
+    Args:
+      head: `[h, w, d] -> [M]`.
+      features: feature map `[h, w, d]` of one sample.
+      class_index: the class whose logit is explained.
+      against: explain the margin of that logit over this class's instead; the map is then signed, without ReLU.
+
+    Returns:
+      `[h, w]`, in logits.
+    """
+    return _explain(gradcam_rule, head, features, class_index, against)
+
+
+def gradcam_plus_plus(head: Head, features: jax.Array, class_index: int, against: int | None = None) -> jax.Array:
+    """GradCAM++ (Chattopadhay et al. 2018, arXiv:1710.11063); arguments and result as in `gradcam`."""
+    return _explain(gradcam_plus_plus_rule, head, features, class_index, against)
+
+
+def hirescam(head: Head, features: jax.Array, class_index: int, against: int | None = None) -> jax.Array:
+    """HiResCAM: `relu(sum_d g_d F_d)` (Draelos & Carin 2020, arXiv:2011.08891); arguments as in `gradcam`."""
+    return _explain(hirescam_rule, head, features, class_index, against)
+
+
+def layercam(head: Head, features: jax.Array, class_index: int, against: int | None = None) -> jax.Array:
+    """LayerCAM: `relu(sum_d relu(g_d) F_d)` (Jiang et al. 2021); arguments and result as in `gradcam`."""
+    return _explain(layercam_rule, head, features, class_index, against)
+
+
+def gradcam_rule(features: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Before the ReLU: `[h, w, d]` and its gradient to `[h, w]`; so are the rules below."""
+    return features @ gradient.mean(axis=(0, 1))
+
+
+def hirescam_rule(features: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Gradient times activation, location by location."""
+    return (features * gradient).sum(-1)
+
+
+def layercam_rule(features: jax.Array, gradient: jax.Array) -> jax.Array:
+    """As HiResCAM, counting only gradients that raise the logit."""
+    return (features * jax.nn.relu(gradient)).sum(-1)
+
+
+def gradcam_plus_plus_rule(features: jax.Array, gradient: jax.Array) -> jax.Array:
+    """Channel weights from the second and third powers of the gradient; a location without gradient weighs nothing."""
+    square = gradient**2
+    denominator = 2 * square + features.sum(axis=(0, 1)) * gradient * square + 1e-6
+    alpha = jnp.where(gradient == 0, 0.0, square / jnp.where(gradient == 0, 1.0, denominator))
+    return features @ (jax.nn.relu(gradient) * alpha).sum(axis=(0, 1))
+
+
+RULES = {
+    "gradcam": gradcam_rule,
+    "gradcam++": gradcam_plus_plus_rule,
+    "hirescam": hirescam_rule,
+    "layercam": layercam_rule,
+}
+
+
+def saliency_maps(
+    model: Model,
+    variables: Variables,
+    features: jax.Array,
+    classes: jax.Array,
+    against: jax.Array | None = None,
+    cam: str = "gradcam",
+) -> jax.Array:
+    """Maps of a batch, to be called under `jax.jit`.
+
+    A global-average-pool + linear head has the same gradient `W_c / hw` at every location: no differentiation is needed.
+
+    Args:
+      model: whose head is explained.
+      variables: of the model.
+      features: `[B, h, w, d]`.
+      classes: int `[B]`, the class explained of each sample.
+      against: int `[B]`, see `gradcam`; None for plain logits.
+      cam: one of `RULES`.
+
+    Returns:
+      float32 `[B, h, w]`, in logits.
+    """
+    with jax.default_matmul_precision("highest"):
+        if model.linear_head:
+            weights = model.linear_head(variables)[0].T / (features.shape[1] * features.shape[2])
+            gradients = weights[classes] - (0.0 if against is None else weights[against])
+            maps = jax.vmap(lambda f, g: RULES[cam](f, jnp.broadcast_to(g, f.shape)))(features, gradients)
+            return maps if against is not None else jax.nn.relu(maps)
+        head = _single(model, variables)
+        if against is None:
+            return jax.vmap(lambda f, c: _explain(RULES[cam], head, f, c, None))(features, classes)
+        return jax.vmap(lambda f, a, b: _explain(RULES[cam], head, f, a, b))(features, classes, against)
+
+
+def contributions(model: Model, variables: Variables, features: jax.Array) -> jax.Array:
+    """Evidence of each location for each class, `F_j . dlogit_c/dF_j`: signed, in logits (DESIGN 2.4).
+
+    Over all locations it sums to the logit less `bias` for a global-average-pool + linear head; for other heads it is
+    gradient x activation, and the difference is the completeness error.
+
+    Args:
+      model: whose head is explained.
+      variables: of the model.
+      features: `[B, h, w, d]`.
+
+    Returns:
+      float32 `[B, h, w, M]`.
+    """
+    with jax.default_matmul_precision("highest"):
+        if model.linear_head:
+            return features @ model.linear_head(variables)[0] / (features.shape[1] * features.shape[2])
+        gradients = jax.vmap(jax.jacrev(_single(model, variables)))(features)
+        return jnp.einsum("bhwd,bmhwd->bhwm", features, gradients)
+
+
+def bias(model: Model, variables: Variables) -> jax.Array:
+    """Logits `[M]` of a feature map of zeros: what no location contributes. For a linear head, its bias."""
+    return model.head(variables, jnp.zeros((1, *model.feature_shape)))[0]
+
+
+def saliency_crops(images: np.ndarray, maps: np.ndarray, size: int) -> np.ndarray:
+    """For each image the square centred on the map's largest location, edges padded by replication.
+
+    Args:
+      images: `[B, H, W, C]`.
+      maps: `[B, h, w]`; the first of equal maxima counts.
+      size: side in pixels: the receptive field of the tap, capped at half the image (`crop_size`).
+
+    Returns:
+      `[B, size, size, C]`, dtype of `images`.
+    """
+    _, h, w = maps.shape
+    row, column = np.unravel_index(np.asarray(maps).reshape(len(maps), -1).argmax(-1), (h, w))
+    return crops_at(images, np.stack([row, column], -1), (h, w), size)
+
+
+def crops_at(images: np.ndarray, locations: np.ndarray, map_shape: tuple[int, int], size: int) -> np.ndarray:
+    """Squares centred on given locations `[B, 2]` (row, column) of the feature map; see `saliency_crops`."""
+    _, height, width, _ = images.shape
+    scale = np.array([height / map_shape[0], width / map_shape[1]])
+    corners = np.floor((locations + 0.5) * scale - size / 2 + 0.5).astype(int)
+    reach = np.arange(size)
+    rows = np.clip(corners[:, :1] + reach, 0, height - 1)
+    columns = np.clip(corners[:, 1:] + reach, 0, width - 1)
+    return images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def crop_size(model: Model, image_shape: tuple[int, ...]) -> int:
+    """Side in pixels of the crops: the receptive field of the tap, capped at half the image."""
+    return max(1, min(model.receptive_field, min(image_shape[:2]) // 2))
+
+
+def _single(model: Model, variables: Variables) -> Head:
+    return lambda features: model.head(variables, features[None])[0]
+
+
+def _explain(rule, head, features, class_index, against):
+    def target(f):
+        logits = head(f)
+        return logits[class_index] - (0.0 if against is None else logits[against])
+
+    with jax.default_matmul_precision("highest"):
+        signed = rule(features, jax.grad(target)(features))
+    return signed if against is not None else jax.nn.relu(signed)

@@ -1,0 +1,314 @@
+"""The stage `explain`: checkpoints to the structured explanation (DESIGN 2.2 to 2.8)."""
+
+import jax
+import numpy as np
+
+from i2x_jax import evidence, grouping, mapping, prototypes, saliency, training, uncertainty
+from i2x_jax.data import batches
+from i2x_jax.distributed import divisible, shard
+from i2x_jax.explanation import to_json
+from i2x_jax.report.contact_sheet import contact_sheet
+from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, Run, RunDirectory, new_memmap, progress_bar
+from i2x_jax.structure import build_explanation
+
+POINTS_PER_BLOCK = 65_536
+
+
+@jax.jit
+def _rows(features, mask):
+    """Feature maps `[B, h, w, d]` as rows `[B*h*w, d]`, and 1 for every row of an unmasked sample."""
+    _, h, w, d = features.shape
+    return features.reshape(-1, d), mask.repeat(h * w).astype(features.dtype)
+
+
+def find_prototypes(directory: RunDirectory, work: Run) -> None:
+    """PCA and K-means of the final model's feature vectors: prototypes.npz and assignments.npy (DESIGN 2.2)."""
+    config, model, dataset = work.config, work.model, work.dataset
+    variables = work.variables(work.steps[-1])
+    h, w, _ = model.feature_shape
+    locations = len(dataset.labels) * h * w
+    features_of = jax.jit(model.features)
+
+    def all_features():
+        with progress_bar("features", len(dataset.labels), "image") as bar:
+            for batch in batches(dataset, divisible(config.explain.batch_size)):
+                yield batch, *_rows(features_of(variables, shard(batch.images)), shard(batch.mask))
+                bar.update(int(batch.mask.sum()))
+
+    moments = None
+    for _, rows, weights in all_features():
+        if moments is None:
+            moments = prototypes.moments_start(rows, weights)
+        else:
+            moments = prototypes.moments_add(moments, rows, weights)
+    pca = prototypes.pca(moments, config.explain.pca_dims)
+    points = np.empty((locations, config.explain.pca_dims), np.float32)
+    for batch, rows, _ in all_features():
+        start, count = batch.start * h * w, int(batch.mask.sum()) * h * w
+        points[start : start + count] = np.asarray(prototypes.project(pca, rows))[:count]
+
+    wanted = min(config.explain.max_locations or locations, locations)
+    chosen = points
+    if wanted < locations:
+        chosen = points[np.sort(np.random.default_rng(config.seed).choice(locations, wanted, replace=False))]
+    found = prototypes.kmeans(
+        *zip(*blocks(chosen), strict=True),
+        config.explain.num_prototypes,
+        jax.random.key(config.seed),
+        restarts=config.explain.restarts,
+    )
+    centroids = jax.numpy.asarray(found.centroids)
+    nearest = [np.asarray(prototypes.assign(block, centroids)) for block, _ in blocks(points)]
+    assignments = np.concatenate(nearest)[:locations].astype(np.int16)
+    with directory.making("prototypes") as folder:
+        np.savez(
+            folder / "prototypes.npz",
+            mean=np.asarray(pca.mean),
+            components=np.asarray(pca.components),
+            explained_variance_ratio=np.asarray(pca.explained_variance_ratio),
+            centroids=np.asarray(found.centroids),
+            counts=np.bincount(assignments, minlength=config.explain.num_prototypes).astype(np.int64),
+            inertia=np.float64(found.inertia),
+            fitted_locations=np.int64(wanted),
+        )
+        np.save(folder / "assignments.npy", assignments.reshape(-1, h, w))
+
+
+def blocks(points: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
+    """Rows `[n, D]` on the device in blocks of one shape, with weights 0 for the rows that fill the last one up."""
+    size = divisible(min(POINTS_PER_BLOCK, len(points)))
+    parts = []
+    for start in range(0, len(points), size):
+        part = points[start : start + size]
+        fill = size - len(part)
+        weights = np.concatenate([np.ones(len(part), np.float32), np.zeros(fill, np.float32)])
+        parts.append(shard((np.pad(part, ((0, fill), (0, 0))), weights)))
+    return parts
+
+
+def measure_evidence(directory: RunDirectory, work: Run) -> None:
+    """Intensity, confidence and contributions at every checkpoint (DESIGN 2.3, 2.4)."""
+    config, model, splits = work.config, work.model, work.splits
+    assignments = np.array(work.array("assignments"))
+    num_prototypes, num_classes = config.explain.num_prototypes, len(splits.train.class_names)
+    shape = (len(work.steps), len(splits.train.labels))
+    contributions = []
+    held_out = {"validation": [], "test": []}
+    with directory.making("evidence") as folder:
+        intensity = new_memmap(folder / "intensity.npy", np.float32, (*shape, num_prototypes))
+        confidence = new_memmap(folder / "confidence.npy", np.float32, (*shape, num_classes))
+        with progress_bar("evidence", shape[0] * shape[1], "image") as bar:
+            for t, step in enumerate(work.steps):
+                variables = work.variables(step)
+                contributions.append(
+                    evidence.measure_checkpoint(
+                        model,
+                        variables,
+                        splits.train,
+                        assignments,
+                        num_prototypes,
+                        config.explain.cam,
+                        config.explain.target,
+                        config.explain.batch_size,
+                        intensity[t],
+                        confidence[t],
+                        bar.update,
+                    )
+                )
+                for split, values in held_out.items():
+                    logits = training.predict(model, variables, getattr(splits, split), config.explain.batch_size)
+                    values.append(training.confidence(logits))
+        intensity.flush()
+        confidence.flush()
+        stacked = evidence.Contributions(*(np.stack(member) for member in zip(*contributions, strict=True)))
+        np.savez(folder / "contributions.npz", **stacked._asdict())
+        for split, values in held_out.items():
+            np.savez(folder / f"{split}.npz", labels=getattr(splits, split).labels, confidence=np.stack(values))
+
+
+def map_changes(directory: RunDirectory, work: Run) -> None:
+    """Groups, mapping, uncertain prototypes, curated set and explanation (DESIGN 2.5 to 2.8)."""
+    config, dataset, settings = work.config, work.dataset, work.config.explain
+    labels, classes = dataset.labels, tuple(range(len(dataset.class_names)))
+    intensity, confidence = work.array("intensity"), work.array("confidence")
+    area = uncertainty.prototype_area(work.array("assignments"), settings.num_prototypes)
+    validation = work.arrays("validation")
+    ranked = uncertainty.rank_pairs(uncertainty.soft_confusion(validation["confidence"][-1], validation["labels"]))
+    pair = tuple(sorted(dataset.class_names.index(name) for name in config.refine.pair)) or ranked[0]
+    if settings.pair_target == "label":
+        analysed = [pair, *(other for other in ranked[: settings.max_pairs] if other != pair)]
+        margins = None
+    else:
+        # The margin of a pair is a saliency of its own: only the pair that is refined is analysed with it.
+        analysed = [pair]
+        margins = pair_margins(work, pair)
+    in_pair = {key: np.isin(labels, key) for key in analysed}
+    subsets = [classes, *((label,) for label in classes), *(analysed if margins is None else ())]
+    folds = mapping.stratified_folds(labels, mapping.NUM_FOLDS, config.seed)
+
+    def group(changes, of_classes):
+        return grouping.group_interval(
+            changes, of_classes, len(classes), settings.group_by, settings.min_cluster_size, settings.min_samples
+        )
+
+    def group_ids(changes, of_classes):
+        return mapping.group_ids(group(changes, of_classes)[0], of_classes, settings.group_by)
+
+    groups = np.empty((len(work.steps) - 1, len(labels)), np.int32)
+    members, fallbacks = [], []
+    pair_changes, pair_fits = {key: [] for key in analysed}, {key: [] for key in analysed}
+    with progress_bar("mapping", len(groups), "interval") as bar:
+        for t in range(len(groups)):
+            dP, dY = difference(intensity, t), difference(confidence, t)
+            groups[t], fallback = group(dY, labels)
+            names = dataset.class_names if settings.group_by == "class" else ("all",)
+            fallbacks.append([f"{name}: {kind}" for name, kind in zip(names, fallback, strict=True) if kind])
+            fits = mapping.map_samples(dP, dY, (dP * area).sum(1), labels, len(classes), subsets, config.seed)
+            members.append(
+                mapping_members(
+                    fits[0],
+                    fits[1 : len(classes) + 1],
+                    fit_groups(dP, dY, groups[t], labels, classes, settings),
+                    mapping.r2_groups(dP, dY, labels, folds, group_ids, settings.ridge_lambda),
+                )
+            )
+            pair_only = fits[len(classes) + 1 :]
+            if margins is not None:
+                rows = in_pair[pair]
+                dP[rows] = difference(margins, t)
+                totals = (dP[rows] * area[rows]).sum(1)
+                pair_only = mapping.map_samples(
+                    dP[rows], dY[rows], totals, labels[rows], len(classes), [pair], config.seed
+                )
+            for key, fit in zip(analysed, pair_only, strict=True):
+                pair_changes[key].append(dP[in_pair[key]].astype(np.float32))
+                pair_fits[key].append(fit)
+            bar.update(1)
+
+    arrays = {name: np.stack([member[name] for member in members]) for name in members[0]}
+    scores = {key: uncertainty.pair_scores(np.stack(pair_changes[key]), pair_fits[key], *key) for key in analysed}
+    curated = uncertainty.curate(
+        uncertainty.uncertain_scores(scores[pair])[0],
+        uncertainty.contains(intensity[-1], area),
+        labels,
+        pair,
+        config.refine.max_left_out,
+    )
+    found = work.arrays("prototypes")
+    explanation = build_explanation(
+        classes=dataset.class_names,
+        steps=work.steps,
+        labels=labels,
+        counts=found["counts"],
+        centroids=found["centroids"],
+        area=area,
+        intensity=intensity,
+        groups=groups,
+        fallbacks=fallbacks,
+        mapping=arrays,
+        contributions=work.arrays("contributions")["mean"],
+        validation_labels=validation["labels"],
+        validation_confidence=validation["confidence"],
+        pairs=scores,
+        group_by=settings.group_by,
+        fit=settings.fit,
+    )
+    with directory.making("mapping") as folder:
+        np.save(folder / "groups.npy", groups)
+        np.savez(folder / "mapping.npz", **arrays)
+        np.savez(
+            folder / "curated.npz",
+            pair=np.array(pair, np.int32),
+            pair_s=scores[pair].s,
+            pair_s_ci=scores[pair].ci,
+            pair_r2=scores[pair].r2,
+            pair_r2_null=scores[pair].r2_null,
+            **curated._asdict(),
+        )
+        (folder / EXPLANATION).write_text(to_json(explanation))
+
+
+def difference(values: np.ndarray, t: int) -> np.ndarray:
+    """Change over interval t of `[T, ...]`, in float64; reads two checkpoints of a memory map."""
+    return values[t + 1].astype(np.float64) - values[t]
+
+
+def fit_groups(dP, dY, groups, labels, classes, settings) -> list[tuple[np.ndarray, float]]:
+    """The paper's fit over all groups of an interval, and then over those of each class: (beta, lambda) each."""
+    ids = mapping.group_ids(groups, labels, settings.group_by)
+    rows = [slice(None), *(labels == label for label in classes)]
+    return [mapping.ridge_groups(dP[each], dY[each], ids[each], settings.ridge_lambda) for each in rows]
+
+
+def mapping_members(
+    fit: mapping.SampleFit,
+    by_class: list[mapping.SampleFit],
+    by_groups: list[tuple[np.ndarray, float]],
+    r2_groups: tuple[float, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """One interval's members of mapping.npz (DESIGN section 4)."""
+    return {
+        "beta": fit.beta,
+        "intercept": fit.intercept,
+        "ridge_lambda": fit.ridge_lambda,
+        "sign_agreement": mapping.sign_agreement(fit),
+        "estimable": fit.estimable,
+        "beta_by_class": np.stack([each.beta for each in by_class]),
+        "intercept_by_class": np.stack([each.intercept for each in by_class]),
+        "ridge_lambda_by_class": np.array([each.ridge_lambda for each in by_class]),
+        "beta_groups": by_groups[0][0],
+        "ridge_lambda_groups": by_groups[0][1],
+        "beta_groups_by_class": np.stack([beta for beta, _ in by_groups[1:]]),
+        "ridge_lambda_groups_by_class": np.array([penalty for _, penalty in by_groups[1:]]),
+        "r2": fit.r2,
+        "r2_class": fit.r2_class,
+        "r2_total": fit.r2_total,
+        "gain": fit.gain,
+        "gain_total": fit.gain_total,
+        "gain_null": fit.gain_null,
+        "r2_by_class": np.array([each.r2 for each in by_class]),
+        "gain_total_by_class": np.array([each.gain_total for each in by_class]),
+        "gain_null_by_class": np.stack([each.gain_null for each in by_class]),
+        "r2_groups": r2_groups[0],
+        "r2_groups_by_class": r2_groups[1],
+    }
+
+
+def pair_margins(work: Run, pair: tuple[int, int]) -> np.ndarray:
+    """Intensity of the margin of one class of a pair over the other, `[T, n, K]` over the pair's rows (DESIGN 2.8)."""
+    settings, rows = work.config.explain, np.flatnonzero(np.isin(work.dataset.labels, pair))
+    subset, assignments = work.dataset.take(rows), np.array(work.array("assignments")[rows])
+    per_step = [
+        evidence.margin_intensity(
+            work.model,
+            work.variables(step),
+            subset,
+            assignments,
+            settings.num_prototypes,
+            settings.cam,
+            pair,
+            settings.batch_size,
+        )
+        for step in work.steps
+    ]
+    return np.stack(per_step)
+
+
+def draw_contact_sheet(directory: RunDirectory, work: Run) -> None:
+    """contact_sheet.png: for each prototype, crops of highest intensity beside crops drawn at random."""
+    config, model, dataset = work.config, work.model, work.dataset
+    variables = work.variables(work.steps[-1])
+    assignments, final = work.array("assignments"), work.array("intensity")[-1]
+    size = saliency.crop_size(model, dataset.images.shape[1:])
+
+    def maps_of(rows):
+        features = model.features(variables, dataset.images[rows])
+        return np.asarray(
+            saliency.saliency_maps(model, variables, features, dataset.labels[rows], cam=config.explain.cam)
+        )
+
+    with directory.making("contact_sheet") as folder:
+        sheet = contact_sheet(
+            work.explanation, dataset.images, np.array(assignments), np.array(final), maps_of, size, config.seed
+        )
+        sheet.save(folder / CONTACT_SHEET)
