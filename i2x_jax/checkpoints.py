@@ -137,8 +137,8 @@ class Checkpoints:
             # Orbax and TensorStore raise bare Exception, ValueError and JSONDecodeError for damaged files.
             except Exception as error:
                 raise InputError(
-                    f"checkpoint {folder} cannot be read ({_first_line(error)}); allowed: a complete checkpoint of this model; "
-                    "move that folder away and run the same command: training goes on from the one before it"
+                    f"checkpoint {folder} cannot be read ({_first_line(error)}); allowed: a complete checkpoint of "
+                    "this model; move that folder away and run the same command: training goes on from the one before it"
                 ) from None
 
 

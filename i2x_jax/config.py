@@ -84,7 +84,7 @@ class ModelConfig(_Group):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(_Group):
-    """How it is trained. `checkpoints` is 'log', 'linear', or the steps themselves; `warmup` a fraction of the steps."""
+    """How it is trained. `checkpoints`: 'log', 'linear', or the steps themselves; `warmup`: a fraction of the steps."""
 
     _prefix = "train."
     epochs: int = _at_least(10, 1)

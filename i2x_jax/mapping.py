@@ -7,15 +7,18 @@ ridge, its errors and its null need are sums and cross-products by class and fol
 
 import functools
 import itertools
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from i2x_jax.config import InputError
 
 # The ridge penalties tried, as fractions of the rows of a fit; the strongest first, so that it wins a tie.
-FRACTIONS = np.logspace(1, -5, 13)
+FRACTIONS = np.logspace(1, -5, 9)
 # A reference error (per held-out row, summed over classes) below this leaves nothing to explain.
 NOTHING_TO_EXPLAIN = 1e-4
 # Rows that a class needs before it takes part: with three, every nested training set still holds one of them.
@@ -227,12 +230,15 @@ def map_samples(
 
     # With many classes the permuted products outgrow memory; made again from their stream they are the same.
     class_bytes = 8 * num_folds * x.shape[1] * (permutations + 1) * y.shape[1]
-    cached = functools.lru_cache(max(2, 2**30 // max(class_bytes, 1)))(moments_of)
-    fits = [_fit_subset(map(cached, subset)) for subset in subsets]
-    fractions = [
-        fit.ridge_lambda / max(sum(len(rows_of[c]) for c in s), 1) for fit, s in zip(fits, subsets, strict=True)
-    ]
-    refits = _bootstrap(x, y, rows_of, subsets, fractions, seed, resamples)
+    capacity = max(2, 2**30 // max(class_bytes, 1))
+    cached = functools.lru_cache(capacity)(moments_of)
+    # The matrices are small: one thread for each set of classes, where BLAS would share out each product.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
+        list(pool.map(cached, sorted(set().union(*subsets))[:capacity]))
+        fits = list(pool.map(lambda subset: _fit_subset(map(cached, subset)), subsets))
+        counts = [max(sum(len(rows_of[label]) for label in subset), 1) for subset in subsets]
+        fractions = [fit.ridge_lambda / count for fit, count in zip(fits, counts, strict=True)]
+        refits = _bootstrap(x, y, rows_of, subsets, fractions, seed, resamples, pool)
     return [
         fit._replace(intercept=fit.intercept + y_mean - x_mean @ fit.beta, bootstrap=refit)
         for fit, refit in zip(fits, refits, strict=True)
@@ -415,8 +421,10 @@ def _quadratic_forms(loadings, kernels):
     width, versions, _ = loadings.shape
     forms, block = [], max(1, 2**20 // max(width, 1) ** 2)
     for start in range(0, versions, block):
-        part = loadings[:, start : start + block].transpose(1, 0, 2)
-        forms.append((part @ part.transpose(0, 2, 1)).reshape(len(part), -1) @ kernels)
+        part = loadings[:, start : start + block]
+        # A separate copy keeps NumPy off its routine for A A', which is slow where A has few columns.
+        products = part.transpose(1, 0, 2) @ np.ascontiguousarray(part.transpose(1, 2, 0))
+        forms.append(products.reshape(len(products), -1) @ kernels)
     return np.concatenate(forms)
 
 
@@ -435,26 +443,32 @@ def _total_slope_sse(moments):
     return np.sum(held_yy) + np.sum(slope * (slope * held_tt[:, None] - 2 * held_ty))
 
 
-def _bootstrap(x, y, rows_of, subsets, fractions, seed, resamples):
+def _bootstrap(x, y, rows_of, subsets, fractions, seed, resamples, pool):
     """Coefficients refitted to rows drawn with replacement within class: one [R,K,M] for each set of classes."""
     width, outputs = x.shape[1], y.shape[1]
-    joint = [np.column_stack([x[rows], np.ones(len(rows)), y[rows]]) for rows in rows_of]
-    rngs = [np.random.default_rng([seed, BOOTSTRAP_STREAM, label]) for label in range(len(rows_of))]
+    classes = sorted(set().union(*subsets))
+    joint = {c: np.column_stack([x[rows_of[c]], np.ones(len(rows_of[c])), y[rows_of[c]]]) for c in classes}
+    rngs = {c: np.random.default_rng([seed, BOOTSTRAP_STREAM, c]) for c in classes}
     refits = [np.zeros((resamples, width, outputs)) for _ in subsets]
-    # As many resamples at a time as keep the products of all classes in some 250 MB.
-    block = max(1, 2**25 // (len(rows_of) * (width + 1) * (width + 1 + outputs)))
+    # As many resamples at a time as keep the products of all classes in some 130 MB.
+    block = max(1, 2**24 // (len(rows_of) * (width + 1) * (width + 1 + outputs)))
     for start in range(0, resamples, block):
         size = min(block, resamples - start)
-        products = {c: _resampled(joint[c], rngs[c], size, width) for c in sorted(set().union(*subsets))}
-        for refit, subset, fraction in zip(refits, subsets, fractions, strict=True):
-            sums = sum(products[label] for label in subset)
-            rows = np.maximum(sums[:, -1, width], 1)[0]  # the same in every resample
-            gram = sums[:, :-1] - sums[:, :-1, width, None] * sums[:, -1, None] / rows
-            squares = np.diagonal(sums[:, :, :width], axis1=1, axis2=2)
-            refit[start : start + size] = _ridge(
-                gram[..., :width], gram[..., width + 1 :], squares, rows, fraction * rows
-            )[0]
+        made = pool.map(lambda c, size=size: _resampled(joint[c], rngs[c], size, width), classes)
+        products = dict(zip(classes, made, strict=True))
+        sums = (sum(products[label] for label in subset) for subset in subsets)
+        for refit, betas in zip(refits, pool.map(_refit, sums, fractions), strict=True):
+            refit[start : start + size] = betas
     return refits
+
+
+def _refit(sums, fraction):
+    """Coefficients [R,K,M] from sums of products of rows [dP, 1, dY], [R,K+1,K+1+M]."""
+    width = sums.shape[1] - 1
+    rows = np.maximum(sums[0, width, width], 1)  # the same in every resample
+    centred = sums[:, :-1] - sums[:, :-1, width, None] * sums[:, -1, None] / rows
+    gram, target = centred[..., :width], centred[..., width + 1 :]
+    return _ridge(gram, target, np.diagonal(sums[:, :-1], axis1=1, axis2=2), rows, fraction * rows)[0]
 
 
 def _resampled(joint, rng, size, width):

@@ -75,6 +75,11 @@ def check_feasible(config: Config, splits: Splits) -> None:
     ):
         if value > high:
             raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set --config.{key}")
+    if explain.min_cluster_size == 1:
+        raise InputError(
+            "config key explain.min_cluster_size is 1; allowed: 0 (chosen from the class size) or at least 2; "
+            "set --config.explain.min_cluster_size"
+        )
     if config.train.batch_size % jax.device_count():
         raise InputError(
             f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
@@ -82,8 +87,8 @@ def check_feasible(config: Config, splits: Splits) -> None:
         )
     if config.model.init_from:
         raise InputError(
-            f"config key model.init_from is {config.model.init_from!r}; allowed: '' (weights cannot be read from a file "
-            "in this version); remove it"
+            f"config key model.init_from is {config.model.init_from!r}; allowed: '' (weights cannot be read from a "
+            "file in this version); remove it"
         )
     unknown = [name for name in config.refine.pair if name not in train.class_names]
     if unknown:

@@ -310,10 +310,5 @@ def intensity(maps: jax.Array, assignments: jax.Array, num_prototypes: int) -> j
     return sums / jnp.maximum(one_hot.sum(1), 1)
 
 
-def area(assignments: jax.Array, num_prototypes: int) -> jax.Array:
-    """How many of a sample's locations belong to each prototype: int32 [B,K], from assignments [B,h,w]."""
-    return _one_hot(assignments, num_prototypes).sum(1).astype(jnp.int32)
-
-
 def _one_hot(assignments, num_prototypes):
     return jax.nn.one_hot(assignments.reshape(len(assignments), -1), num_prototypes, dtype=jnp.float32)

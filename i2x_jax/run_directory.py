@@ -1,4 +1,4 @@
-"""The run directory: its files, how they come into being whole or not at all, and `Run` to read them (DESIGN section 4).
+"""The run directory: its files, how they come into being whole or not at all, and `Run` (DESIGN section 4).
 
 Nothing here needs JAX until a model or its weights are asked for, so that looking at a finished run is quick.
 """
@@ -79,8 +79,8 @@ class RunDirectory:
             changed = config_lib.differences(read_config(self.path), config)
             if changed:
                 raise InputError(
-                    f"work directory {self.path} was made with another config ({'; '.join(changed)}); allowed: the same "
-                    "config; choose another --workdir"
+                    f"work directory {self.path} was made with another config ({'; '.join(changed)}); allowed: the "
+                    "same config; choose another --workdir"
                 )
         elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise InputError(
@@ -269,6 +269,11 @@ def model_of(config: Config, dataset: Dataset):
         dtype=config.model.dtype,
         allow_1x1=config.model.allow_1x1,
     )
+
+
+def progress_bar(label: str, total: int, unit: str) -> tqdm:
+    """A bar with count, rate and time left on a terminal; silent elsewhere."""
+    return tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=total > 10_000, leave=False, disable=None)
 
 
 def _read(path: pathlib.Path, read: Callable[[], Any]) -> Any:

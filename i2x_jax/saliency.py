@@ -1,7 +1,7 @@
 """Saliency maps, crops around their peaks, and exact contributions (DESIGN 2.3, 2.4).
 
-Each map is one function of one sample, `cam(head, features, class_index)`, with `head: [h, w, d] -> logits [M]`; batches
-are `jax.vmap`. Only the head is differentiated.
+Each map is one function of one sample, `cam(head, features, class_index)`, with `head: [h, w, d] -> logits [M]`;
+a batch is its `jax.vmap`. Only the head is differentiated.
 """
 
 from collections.abc import Callable
@@ -88,7 +88,7 @@ def saliency_maps(
 ) -> jax.Array:
     """Maps of a batch, to be called under `jax.jit`.
 
-    A global-average-pool + linear head has the same gradient `W_c / hw` at every location: no differentiation is needed.
+    A global-average-pool + linear head has the same gradient `W_c / hw` at every location: nothing is differentiated.
 
     Args:
       model: whose head is explained.
@@ -158,12 +158,22 @@ def saliency_crops(images: np.ndarray, maps: np.ndarray, size: int) -> np.ndarra
 def crops_at(images: np.ndarray, locations: np.ndarray, map_shape: tuple[int, int], size: int) -> np.ndarray:
     """Squares centred on given locations `[B, 2]` (row, column) of the feature map; see `saliency_crops`."""
     _, height, width, _ = images.shape
-    scale = np.array([height / map_shape[0], width / map_shape[1]])
-    corners = np.floor((locations + 0.5) * scale - size / 2 + 0.5).astype(int)
+    corners = crop_corners(locations, map_shape, (height, width), size)
     reach = np.arange(size)
     rows = np.clip(corners[:, :1] + reach, 0, height - 1)
     columns = np.clip(corners[:, 1:] + reach, 0, width - 1)
     return images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def crop_corners(
+    locations: np.ndarray, map_shape: tuple[int, int], image_shape: tuple[int, int], size: int
+) -> np.ndarray:
+    """First row and column, in pixels, of the squares of `size` centred on locations `[B, 2]`: int `[B, 2]`.
+
+    They may lie outside the image, where a crop is padded.
+    """
+    scale = np.array(image_shape) / np.array(map_shape)
+    return np.floor((locations + 0.5) * scale - size / 2 + 0.5).astype(int)
 
 
 def crop_size(model: Model, image_shape: tuple[int, ...]) -> int:

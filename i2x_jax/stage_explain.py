@@ -11,7 +11,9 @@ from i2x_jax.report.contact_sheet import contact_sheet
 from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, Run, RunDirectory, new_memmap, progress_bar
 from i2x_jax.structure import build_explanation
 
-POINTS_PER_BLOCK = 65_536
+# On a CPU a block's distances should stay in the cache; elsewhere a block should fill the device.
+POINTS_PER_BLOCK = {"cpu": 2**14}
+POINTS_PER_BLOCK_ELSEWHERE = 2**20
 
 
 @jax.jit
@@ -76,7 +78,7 @@ def find_prototypes(directory: RunDirectory, work: Run) -> None:
 
 def blocks(points: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
     """Rows `[n, D]` on the device in blocks of one shape, with weights 0 for the rows that fill the last one up."""
-    size = divisible(min(POINTS_PER_BLOCK, len(points)))
+    size = divisible(min(POINTS_PER_BLOCK.get(jax.default_backend(), POINTS_PER_BLOCK_ELSEWHERE), len(points)))
     parts = []
     for start in range(0, len(points), size):
         part = points[start : start + size]

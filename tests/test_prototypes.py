@@ -6,7 +6,7 @@ import sklearn.cluster
 import sklearn.decomposition
 from sklearn.metrics import adjusted_rand_score
 
-from i2x_jax import prototypes
+from i2x_jax import prototypes, uncertainty
 from i2x_jax.config import InputError
 
 
@@ -211,10 +211,9 @@ class TestKmeans:
     def test_block_size_hardly_matters(self, monkeypatch):
         monkeypatch.setattr(prototypes, "SAMPLE_ROWS", 500)
         rows = blobs()
-        runs = [fit(rows, 8, size=size) for size in (300, 2000, 700)]
-        for other in runs[1:]:
-            np.testing.assert_allclose(other.centroids, runs[0].centroids, atol=1e-4)
-            np.testing.assert_array_equal(other.counts, runs[0].counts)
+        runs = [fit(rows, 8, size=size) for size in (300, 700)]
+        np.testing.assert_allclose(runs[1].centroids, runs[0].centroids, atol=1e-4)
+        np.testing.assert_array_equal(runs[1].counts, runs[0].counts)
 
     def test_the_sample_is_uniform_over_rows_that_count(self, monkeypatch):
         monkeypatch.setattr(prototypes, "SAMPLE_ROWS", 400)
@@ -240,12 +239,12 @@ class TestKmeans:
         jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
         try:
             blocks, weights = padded(random().normal(size=(7 * 210, 3)).astype(np.float32), 210)
-            prototypes.kmeans(blocks, weights, 5, jax.random.key(0), max_iterations=4)
+            prototypes.kmeans(blocks, weights, 3, jax.random.key(0), max_iterations=4)
             assert any("trace" in event for event in events)
             events.clear()
             for seed in range(3):
                 blocks, weights = padded(random(seed).normal(size=(7 * 210, 3)).astype(np.float32), 210)
-                prototypes.kmeans(blocks, weights, 5, jax.random.key(seed), max_iterations=6)
+                prototypes.kmeans(blocks, weights, 3, jax.random.key(seed), max_iterations=6)
             assert not [event for event in events if "trace" in event]
         finally:
             jax.monitoring.clear_event_listeners()
@@ -278,11 +277,10 @@ class TestIntensity:
         maps = np.array([[[1, 2], [3, 6]], [[0, 5], [5, 8]]], np.float32)
         assignments = np.array([[[0, 2], [2, 0]], [[1, 1], [1, 1]]])
         np.testing.assert_allclose(prototypes.intensity(maps, assignments, 3), [[3.5, 0, 2.5], [0, 4.5, 0]])
-        np.testing.assert_array_equal(prototypes.area(assignments, 3), [[2, 0, 2], [0, 4, 0]])
 
     def test_sums_to_the_saliency(self):
         maps, assignments = random().normal(size=(5, 4, 3)), random().integers(6, size=(5, 4, 3))
-        total = prototypes.intensity(maps, assignments, 6) * prototypes.area(assignments, 6)
+        total = prototypes.intensity(maps, assignments, 6) * uncertainty.prototype_area(np.asarray(assignments), 6)
         np.testing.assert_allclose(total.sum(1), maps.sum((1, 2)), atol=1e-5)
 
     def test_alone_in_a_batch_and_beside_padding(self):

@@ -29,7 +29,7 @@ def fidelity(explanation: Explanation) -> str:
     """How much of the change of confidence the prototypes explain beyond the class mean, beside the null."""
     lines = [
         "How much prototype change explains of confidence change, on held-out samples (1 = all)",
-        "  r2 counts what the class alone tells; gain is over the class mean, and counts only above its null (95th pct.)",
+        "  r2 knows what the class alone tells; gain is over the class mean, and counts only above its null (95 %)",
         f"  {'steps':>13} {'groups':>6} {'noise':>6} {'same':>6} {'r2':>6} {'r2 class':>8} {'gain':>6} {'null':>6}",
     ]
     for each in explanation.intervals:
@@ -85,8 +85,9 @@ def refinement(table: dict) -> str:
     left_out = ", ".join(f"{count} of class {name}" for name, count in table["left_out"].items())
     seeds = f"{table['seeds']} seed" + ("s" if table["seeds"] > 1 else "")
     lines = [
-        f"Refinement on the test set, mean ± deviation over {seeds}; curation leaves out {left_out}",
-        f"  {'strategy':<17} {'accuracy %':>15} {pair + ' confusions':>17} {'worst class %':>15}   accuracy less random",
+        f"Refinement on the test set, mean ± deviation over {seeds}; curation leaves out {left_out};",
+        "  less random: accuracy less that of leaving out as many samples at random, with its 95 % interval",
+        f"  {'strategy':<17} {'accuracy %':>15} {pair + ' confusions':>17} {'worst class %':>15}   less random",
         f"  {'before':<17} {100 * before['accuracy']:>8.2f}        {before['pair_confusions']:>10.2f}       "
         f"{100 * before['worst_class']['accuracy']:>8.2f}",
     ]
