@@ -24,8 +24,11 @@ from i2x_jax.run_directory import STAGES, STEPS, Run, RunDirectory
 ROOT = pathlib.Path(__file__).parent
 DEFAULT_CONFIG = str(ROOT / "experiments" / "digits.py")
 
+# Without a default here: it would be loaded, and its errors raised, before anything can catch them.
 _CONFIG = config_flags.DEFINE_config_file(
-    "config", DEFAULT_CONFIG, "The experiment; any of its values can be set with --config.KEY=VALUE."
+    "config",
+    None,
+    "The experiment; any of its values can be set with --config.KEY=VALUE. Default: experiments/digits.py.",
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory. Default: runs/<name of the config file>.")
 _STAGE = flags.DEFINE_multi_enum("stage", list(STAGES), list(STAGES), "What to do; may be given several times.")
@@ -34,16 +37,63 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets are.
 
 def parse(argv: list[str]) -> list[str]:
     """Parses the command line; what is wrong with it is an `InputError` instead of a traceback."""
+    path = _config_path(argv)
+    if path is None:
+        argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
+    else:
+        check_config_file(path)
+    check_overrides(argv)
     try:
         rest = flags.FLAGS(argv)
         from_config_dict(_CONFIG.value)
     except InputError:
         raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-        raise InputError(_one_line(error)) from None
+    except flags.IllegalFlagValueError as error:
+        check_overrides(argv, str(error))
+        raise InputError(f"{_one_line(error)}; see --help") from None
+    except (flags.Error, AttributeError, KeyError, NameError, ImportError, TypeError, ValueError, OSError) as error:
+        raise InputError(f"{_one_line(error)}; see --help") from None
     if rest[1:]:
         raise InputError(f"unexpected argument {rest[1]!r}; allowed: flags only; see --help")
     return rest
+
+
+def check_config_file(path: str) -> None:
+    """Raises `InputError` for a config file that is not there or is not Python."""
+    allowed = "allowed: a Python file with get_config(), such as experiments/digits.py; set --config"
+    try:
+        # What follows a colon is an argument of get_config.
+        code = compile(pathlib.Path(path.split(":")[0]).read_bytes(), path, "exec")
+    except OSError as error:
+        raise InputError(f"config file {path!r} cannot be read ({error.strerror}); {allowed}") from None
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"config file {path!r} is not Python ({_one_line(error)}); {allowed}") from None
+    if "get_config" not in code.co_names:
+        raise InputError(f"config file {path!r} has no get_config(); {allowed}")
+
+
+def check_overrides(argv: list[str], refused: str = "") -> None:
+    """Raises `InputError` for a --config.KEY that is no setting, or for the one that absl `refused` for its type."""
+    for argument in argv[1:]:
+        name, _, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and name.startswith("config."):
+            nested = value
+            for key in reversed(name.split(".")[1:]):
+                nested = {key: nested}
+            try:
+                from_config_dict(nested)
+            except InputError as error:
+                # Everything on a command line is text: the type of the others is for absl to tell.
+                if str(error).startswith("unknown config key") or refused.startswith(f"flag --{name}={value}:"):
+                    raise
+
+
+def _config_path(argv):
+    for place, argument in enumerate(argv):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            return value if equals else "".join(argv[place + 1 : place + 2])
+    return None
 
 
 def _one_line(error: Exception) -> str:

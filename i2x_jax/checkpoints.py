@@ -34,7 +34,8 @@ def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[i
             )
         return tuple(sorted({0, *spec, total}))
     count = min(count, total + 1)
-    wanted = np.geomspace(1, total, count - 1) if spec == "log" else np.linspace(0, total, count)[1:]
+    # From the end, so that a sequence of one holds the last step.
+    wanted = np.geomspace(total, 1, count - 1)[::-1] if spec == "log" else np.linspace(0, total, count)[1:]
     steps = [0]
     for place, step in enumerate(wanted):
         # Rounding may repeat a step early on: the next free one is taken, leaving room for those to come.
@@ -138,7 +139,7 @@ class Checkpoints:
             except Exception as error:
                 raise InputError(
                     f"checkpoint {folder} cannot be read ({_first_line(error)}); allowed: a complete checkpoint of "
-                    "this model; move that folder away and run the same command: training goes on from the one before it"
+                    "this model; move that folder away and run the same command: training resumes from the one before"
                 ) from None
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import numbers
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,12 +71,12 @@ class DataConfig(_Group):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Group):
-    """Which network; `tap` names the layer whose feature map is explained ('' for the model's last one)."""
+    """Which network; `tap` names the stage whose feature map is explained ('' for the last), `width` 0 is its own."""
 
     _prefix = "model."
     name: str = "cnn"
     stem: str = _one_of("imagenet", "imagenet", "cifar")
-    width: int = _at_least(32, 1)
+    width: int = _at_least(0, 0)
     tap: str = ""
     dtype: str = _one_of("float32", "float32", "bfloat16")
     init_from: str = ""
@@ -248,11 +249,10 @@ def _allowed(field):
 
 
 def _checked_checkpoints(key, value):
-    if value in ("log", "linear"):
+    if isinstance(value, str) and value in ("log", "linear"):
         return value
     try:
-        steps = [part.strip() for part in value.split(",")] if isinstance(value, str) else list(value)
-        steps = tuple(int(step) for step in steps)
+        steps = tuple(_step(step) for step in (value.split(",") if isinstance(value, str) else value))
         if not steps or min(steps) < 0:
             raise ValueError
     except (TypeError, ValueError):
@@ -261,6 +261,13 @@ def _checked_checkpoints(key, value):
             f"set --config.{key}"
         ) from None
     return tuple(sorted(set(steps)))
+
+
+def _step(value):
+    """A step as text or as a whole number; 1.5 and True are neither."""
+    if isinstance(value, bool):
+        raise TypeError
+    return int(value) if isinstance(value, str) else operator.index(value)
 
 
 def _checked_names(key, value, subset):

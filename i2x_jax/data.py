@@ -2,13 +2,13 @@
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from i2x_jax.config import InputError
+from i2x_jax.sources import EMBEDDED, read_tfds, resized
 
 # The embedded sets have no test split of their own: it is drawn once, the same for every seed of a run.
 EMBEDDED_TEST_SEED = 2603
@@ -53,23 +53,26 @@ class Splits(NamedTuple):
     test: Dataset
 
 
-def load(name: str, split: str, data_dir: str | None = None) -> Dataset:
+def load(name: str, split: str, data_dir: str | None = None, image_size: int = 0) -> Dataset:
     """Loads one split of a data set.
 
     Args:
-      name: 'digits' (scikit-learn's handwritten digits, 1,797 images of 8x8, embedded).
+      name: 'digits' (embedded), or an image-classification set of TensorFlow Datasets.
       split: 'train' or 'test'.
-      data_dir: the folder of prepared data; the embedded sets need none.
+      data_dir: the folder of prepared sets; the embedded ones need none.
+      image_size: resize all images to squares of so many pixels; 0 keeps their size.
 
     Raises:
-      InputError: unknown data set or split.
+      InputError: see `sources.read_tfds`; or an unknown split.
     """
-    del data_dir
-    if name not in EMBEDDED:
-        raise InputError(f"unknown data set {name!r}; allowed: {', '.join(EMBEDDED)}; set --config.data.name")
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r} of {name}; allowed: {', '.join(SPLITS)}")
-    rest, test = hold_out(EMBEDDED[name](), EMBEDDED_TEST_FRACTION, EMBEDDED_TEST_SEED)
+    if name not in EMBEDDED:
+        return Dataset(*read_tfds(name, split, data_dir, image_size))
+    images, labels, class_names = EMBEDDED[name]()
+    if image_size:
+        images = np.stack([resized(image, image_size) for image in images])
+    rest, test = hold_out(Dataset(images, labels, class_names), EMBEDDED_TEST_FRACTION, EMBEDDED_TEST_SEED)
     return test if split == "test" else rest
 
 
@@ -82,29 +85,19 @@ def load_splits(
       name: see `load`.
       validation: the fraction of the training part that is held out.
       max_train: keep at most so many training samples, stratified by class; 0 keeps all.
-      image_size: resize all images to squares of so many pixels; 0 keeps their size.
+      image_size: see `load`.
       seed: of the split and of the subset.
       data_dir: see `load`.
 
     Raises:
-      InputError: unknown data set, fewer than two classes, or a class with too few samples for the method.
+      InputError: see `load`; fewer than two classes, or a class with too few samples for the method.
     """
-    train, validation_set = hold_out(load(name, "train", data_dir), validation, seed)
+    train, validation_set = hold_out(load(name, "train", data_dir, image_size), validation, seed)
     if 0 < max_train < len(train.labels):
         train = hold_out(train, max_train / len(train.labels), seed)[1]
-    splits = Splits(train, validation_set, load(name, "test", data_dir))
+    splits = Splits(train, validation_set, load(name, "test", data_dir, image_size))
     check_classes(splits)
-    return Splits(*(resize(split, image_size) for split in splits)) if image_size else splits
-
-
-def resize(dataset: Dataset, side: int) -> Dataset:
-    """All images as squares of `side` pixels, bilinear, with antialiasing when they shrink."""
-
-    def resized(image):
-        planes = [Image.fromarray(plane).resize((side, side), Image.Resampling.BILINEAR) for plane in image]
-        return np.stack([np.asarray(plane) for plane in planes], -1)
-
-    return dataset._replace(images=np.stack([resized(np.moveaxis(image, -1, 0)) for image in dataset.images]))
+    return splits
 
 
 def check_classes(splits: Splits) -> None:
@@ -184,15 +177,3 @@ def training_indices(count: int, batch_size: int, step: int, seed: int) -> np.nd
 @functools.lru_cache(maxsize=2)
 def _permutation(count, seed, number):
     return np.random.default_rng((seed, number)).permutation(count)
-
-
-def _digits() -> Dataset:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    # The original grey levels are 0 to 16.
-    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-    return Dataset(images, bunch.target.astype(np.int32), tuple(str(name) for name in bunch.target_names))
-
-
-EMBEDDED: dict[str, Callable[[], Dataset]] = {"digits": _digits}

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from i2x_jax.config import InputError
 
+NUM_FOLDS = 5
 # The ridge penalties tried, as fractions of the rows of a fit; the strongest first, so that it wins a tie.
 FRACTIONS = np.logspace(1, -5, 9)
 # A reference error (per held-out row, summed over classes) below this leaves nothing to explain.
@@ -187,7 +188,7 @@ def map_samples(
     seed: int,
     permutations: int = 200,
     resamples: int = 200,
-    num_folds: int = 5,
+    num_folds: int = NUM_FOLDS,
 ) -> list[SampleFit]:
     """Fits dY on dP over the samples of each set of classes, and measures what the fit explains (DESIGN section 2.6).
 
@@ -369,13 +370,11 @@ def _cross_validate(pooled, members):
     # The members' sums of dY stand below the products with dP, so that one product projects and centres both.
     sums = [pooled.xy.reshape(num_folds, width, -1), *(m.y.reshape(num_folds, 1, -1) for m in members)]
     by_fold = (n, x, pooled.xx, np.concatenate(sums, axis=1))
-    overall = tuple(part.sum(0) for part in by_fold)
     errors, references = {}, np.zeros(versions)
     for left_out in [(f,) for f in range(num_folds)] + list(itertools.combinations(range(num_folds), 2)):
-        n_train, x_train, xx_train, xy_train = (
-            functools.reduce(np.subtract, (part[f] for f in left_out), whole)
-            for whole, part in zip(overall, by_fold, strict=True)
-        )
+        # Added up, not taken off the whole: what is left of a column that only held-out rows have must be exact.
+        train = [f for f in range(num_folds) if f not in left_out]
+        n_train, x_train, xx_train, xy_train = (functools.reduce(np.add, (part[f] for f in train)) for part in by_fold)
         rows = max(n_train.sum(), 1)
         x_mean, y_mean = (a / np.maximum(n_train, 1)[:, None] for a in (x_train, xy_train[width:]))
         gram = xx_train - x_train.T @ x_mean
@@ -431,7 +430,8 @@ def _quadratic_forms(loadings, kernels):
 def _total_slope_sse(moments):
     """Held-out SSE of one class's mean and slope on the change of total saliency (0 where that does not vary)."""
     n, t, tt, ty, y, yy = moments.n, moments.t, moments.tt, moments.ty, moments.y[:, 0], moments.yy[:, 0]
-    n_train, t_train, tt_train, ty_train, y_train = (a.sum(0) - a for a in (n, t, tt, ty, y))
+    others = 1 - np.eye(len(n))
+    n_train, t_train, tt_train, ty_train, y_train = (others @ a for a in (n, t, tt, ty, y))
     t_mean = t_train / np.maximum(n_train, 1)
     y_mean = y_train / np.maximum(n_train, 1)[:, None]
     spread = tt_train - t_train * t_mean
@@ -447,7 +447,7 @@ def _bootstrap(x, y, rows_of, subsets, fractions, seed, resamples, pool):
     """Coefficients refitted to rows drawn with replacement within class: one [R,K,M] for each set of classes."""
     width, outputs = x.shape[1], y.shape[1]
     classes = sorted(set().union(*subsets))
-    joint = {c: np.column_stack([x[rows_of[c]], np.ones(len(rows_of[c])), y[rows_of[c]]]) for c in classes}
+    joint = {c: np.vstack([x[rows_of[c]].T, np.ones(len(rows_of[c])), y[rows_of[c]].T]) for c in classes}
     rngs = {c: np.random.default_rng([seed, BOOTSTRAP_STREAM, c]) for c in classes}
     refits = [np.zeros((resamples, width, outputs)) for _ in subsets]
     # As many resamples at a time as keep the products of all classes in some 130 MB.
@@ -456,14 +456,15 @@ def _bootstrap(x, y, rows_of, subsets, fractions, seed, resamples, pool):
         size = min(block, resamples - start)
         made = pool.map(lambda c, size=size: _resampled(joint[c], rngs[c], size, width), classes)
         products = dict(zip(classes, made, strict=True))
-        sums = (sum(products[label] for label in subset) for subset in subsets)
-        for refit, betas in zip(refits, pool.map(_refit, sums, fractions), strict=True):
+        parts = ([products[label] for label in subset] for subset in subsets)
+        for refit, betas in zip(refits, pool.map(_refit, parts, fractions), strict=True):
             refit[start : start + size] = betas
     return refits
 
 
-def _refit(sums, fraction):
-    """Coefficients [R,K,M] from sums of products of rows [dP, 1, dY], [R,K+1,K+1+M]."""
+def _refit(parts, fraction):
+    """Coefficients [R,K,M] from each class's sums of products of rows [dP, 1, dY], [R,K+1,K+1+M]."""
+    sums = sum(parts)
     width = sums.shape[1] - 1
     rows = np.maximum(sums[0, width, width], 1)  # the same in every resample
     centred = sums[:, :-1] - sums[:, :-1, width, None] * sums[:, -1, None] / rows
@@ -472,13 +473,11 @@ def _refit(sums, fraction):
 
 
 def _resampled(joint, rng, size, width):
-    """Sums of products of rows [dP, 1, dY] drawn with replacement: [n,K+1+M] -> [size, K+1, K+1+M]."""
-    n = len(joint)
-    products = np.zeros((size, width + 1, joint.shape[1]))
-    if n:
-        weights = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(size)]).astype(np.float64)
-        # All resamples of one column's products at once: few large matrix products instead of many thin ones.
-        for column in range(width + 1):
-            products[:, column, column:] = weights @ (joint[:, column:] * joint[:, column, None])
-            products[:, column:, column] = products[:, column, column : width + 1]
+    """Sums of products of rows [dP, 1, dY] drawn with replacement: [K+1+M,n] -> [size, K+1, K+1+M]."""
+    n = joint.shape[1]
+    products, weighted = np.zeros((size, width + 1, len(joint))), np.empty_like(joint)
+    for resample in products if n else ():
+        # The square root on both sides lets BLAS compute one triangle only.
+        np.multiply(joint, np.sqrt(np.bincount(rng.integers(n, size=n), minlength=n)), out=weighted)
+        resample[:] = (weighted @ weighted.T)[: width + 1]
     return products

@@ -10,6 +10,8 @@ import json
 import os
 import pathlib
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -265,6 +267,7 @@ def model_of(config: Config, dataset: Dataset):
         num_classes=len(dataset.class_names),
         image_shape=dataset.images.shape[1:],
         width=config.model.width,
+        stem=config.model.stem,
         tap=config.model.tap,
         dtype=config.model.dtype,
         allow_1x1=config.model.allow_1x1,
@@ -281,7 +284,7 @@ def _read(path: pathlib.Path, read: Callable[[], Any]) -> Any:
         return read()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; run the stage that makes it, or check the directory") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0]
         raise InputError(
             f"{path} cannot be read ({reason}); allowed: a file made by this program; "

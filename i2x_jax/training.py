@@ -65,9 +65,9 @@ def make_optimizer(
 
     Weight decay applies to kernels only, not to biases and BatchNorm. Loshchilov & Hutter 2019 for AdamW.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, learning_rate, warmup_steps=max(1, round(warmup * total_steps)), decay_steps=max(2, total_steps)
-    )
+    # The warm-up starts at 0: it must leave at least one step to learn in.
+    warmup_steps = min(max(1, round(warmup * total_steps)), total_steps - 1)
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps=total_steps)
 
     def kernels(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 from i2x_jax import mapping
 from i2x_jax.config import InputError
 
-FOLDS = 5
+FOLDS = mapping.NUM_FOLDS
 
 
 def planted(seed=0, rows=300, width=6, classes=3, slope=1.0, noise=0.05):
@@ -350,6 +350,19 @@ def test_column_without_variance_is_not_estimable():
         agreement = mapping.sign_agreement(result)
         assert agreement[~result.estimable].max() == 0
         assert agreement.max() <= 1
+
+
+def test_column_that_only_one_row_has():
+    """Held out with that row, the column has no variance left to train on, down to the last digit."""
+    dP, dY, total, labels, _ = planted(seed=1, rows=20_000, width=2)
+    lone = np.where(np.arange(len(dP)) == 17, 50.0, 0.0)
+    subsets = [(0, 1, 2), (int(labels[17]),)]
+    without = fit((dP, dY, 0 * total, labels), subsets)
+    among = fit((np.column_stack([dP, lone]), dY, lone, labels), subsets)
+    for one, other in zip(without, among, strict=True):
+        for name in ("r2", "gain", "r2_total"):
+            assert getattr(other, name) == pytest.approx(getattr(one, name), abs=1e-3), name
+        assert one.r2_total == pytest.approx(one.r2_class, abs=1e-12)
 
 
 def test_classes_with_few_rows_or_none():

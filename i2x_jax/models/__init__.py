@@ -10,8 +10,18 @@ from flax import nnx
 
 from i2x_jax.config import InputError
 from i2x_jax.models.cnn import cnn
+from i2x_jax.models.inception import inception_v3
+from i2x_jax.models.layers import Settings
+from i2x_jax.models.resnet import resnet18, resnet20, resnet50
 
-NETWORKS = {"cnn": cnn}
+# Builders, and the width at which each is the published network.
+NETWORKS = {
+    "cnn": (cnn, 32),
+    "resnet20": (resnet20, 16),
+    "resnet18": (resnet18, 64),
+    "resnet50": (resnet50, 64),
+    "inception_v3": (inception_v3, 32),
+}
 BATCH_NORM_MOMENTUM = 0.9
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, nested dicts of arrays
@@ -53,7 +63,8 @@ def create(
     *,
     num_classes: int,
     image_shape: tuple[int, int, int],
-    width: int = 32,
+    width: int = 0,
+    stem: str = "imagenet",
     tap: str = "",
     dtype: str = "float32",
     allow_1x1: bool = False,
@@ -61,10 +72,11 @@ def create(
     """Makes a classifier.
 
     Args:
-      name: 'cnn'.
+      name: 'cnn', 'resnet20', 'resnet18', 'resnet50' or 'inception_v3'.
       num_classes: M.
       image_shape: (H, W, C).
-      width: channels of the first stage.
+      width: channels of the first stage; 0 for the published network's.
+      stem: 'imagenet' (7x7 convolution and pool, a quarter of the side) or 'cifar' (3x3, full side), for resnet18/50.
       tap: the stage whose output is explained; '' for the last.
       dtype: of the computation, 'float32' or 'bfloat16'; parameters, features and logits stay float32.
       allow_1x1: accept a feature map of a single location.
@@ -76,27 +88,24 @@ def create(
         raise InputError(f"unknown model {name!r}; allowed: {', '.join(NETWORKS)}; set --config.model.name")
     height, width_px, channels = image_shape
 
-    def build(momentum, key):
-        return NETWORKS[name](
-            num_classes=num_classes,
-            channels=channels,
-            side=min(height, width_px),
-            width=width,
-            momentum=momentum,
-            dtype=jnp.dtype(dtype),
-            rngs=nnx.Rngs(params=key),
-        )
+    builder, own_width = NETWORKS[name]
 
-    def graph(momentum, use_running_average):
-        network = nnx.view(
-            nnx.eval_shape(lambda: build(momentum, jax.random.key(0))), use_running_average=use_running_average
-        )
-        return nnx.split(network, nnx.Param, nnx.BatchStat)[0], network
+    def build(key):
+        settings = Settings(rngs=nnx.Rngs(params=key), momentum=BATCH_NORM_MOMENTUM, dtype=jnp.dtype(dtype))
+        return builder(num_classes, channels, min(height, width_px), width or own_width, stem, settings)
 
-    evaluation, network = graph(BATCH_NORM_MOMENTUM, True)
-    training, _ = graph(BATCH_NORM_MOMENTUM, False)
+    network = nnx.eval_shape(lambda: build(jax.random.key(0)))
+
+    def graph(use_running_average, momentum=BATCH_NORM_MOMENTUM):
+        view = nnx.view(network, use_running_average=use_running_average)
+        for _, module in nnx.iter_modules(view):
+            if isinstance(module, nnx.BatchNorm):
+                module.momentum = momentum
+        return nnx.split(view, nnx.Param, nnx.BatchStat)[0]
+
+    evaluation, training = graph(use_running_average=True), graph(use_running_average=False)
     # Momentum 0 keeps nothing of the old averages: what is left is the statistics of this batch.
-    calibration, _ = graph(0.0, False)
+    calibration = graph(use_running_average=False, momentum=0.0)
     tap = tap or network.names[-1]
     if tap not in network.names:
         raise InputError(f"unknown tap {tap!r} of {name}; allowed: {', '.join(network.names)}; set --config.model.tap")
@@ -105,7 +114,7 @@ def create(
         return nnx.merge(graphdef, variables["params"], variables["batch_stats"])
 
     def init(key):
-        _, params, stats = nnx.split(build(BATCH_NORM_MOMENTUM, key), nnx.Param, nnx.BatchStat)
+        _, params, stats = nnx.split(build(key), nnx.Param, nnx.BatchStat)
         return {"params": nnx.to_pure_dict(params), "batch_stats": nnx.to_pure_dict(stats)}
 
     def features(variables, images):

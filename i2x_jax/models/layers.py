@@ -1,37 +1,108 @@
 """What the networks are made of, and the network that can be cut in two at a named stage."""
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 from flax import nnx
 
 
-class ConvBlock(nnx.Module):
-    """Convolution, BatchNorm, ReLU: `[B, H, W, inputs]` to `[B, H/stride, W/stride, outputs]`."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all layers of a network share.
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, *, momentum: float, dtype, rngs: nnx.Rngs):
+    Attributes:
+      rngs: where initial weights come from.
+      momentum: of BatchNorm's running averages.
+      dtype: of the computation; parameters stay float32.
+      epsilon: of BatchNorm.
+    """
+
+    rngs: nnx.Rngs
+    momentum: float
+    dtype: Any
+    epsilon: float = 1e-5
+
+
+class ConvBlock(nnx.Module):
+    """Convolution and BatchNorm, then ReLU unless told otherwise: `[B, H, W, inputs]` to `[B, H', W', outputs]`.
+
+    Padding is symmetric, `(kernel - 1) // 2` unless given, as PyTorch's: with a stride, 'SAME' would pad one side only.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int | tuple[int, int],
+        settings: Settings,
+        stride: int = 1,
+        padding: int | tuple[int, int] | None = None,
+        relu: bool = True,
+    ):
+        kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = tuple((side - 1) // 2 for side in kernel) if padding is None else padding
+        padding = (padding, padding) if isinstance(padding, int) else padding
         self.conv = nnx.Conv(
             inputs,
             outputs,
-            (kernel, kernel),
+            kernel,
             strides=stride,
+            padding=tuple((side, side) for side in padding),
             use_bias=False,
             kernel_init=nnx.initializers.he_normal(),
-            dtype=dtype,
-            rngs=rngs,
+            dtype=settings.dtype,
+            rngs=settings.rngs,
         )
-        self.norm = nnx.BatchNorm(outputs, momentum=momentum, dtype=dtype, rngs=rngs)
-        self.windows = ((kernel, stride),)
+        self.norm = nnx.BatchNorm(
+            outputs, momentum=settings.momentum, epsilon=settings.epsilon, dtype=settings.dtype, rngs=settings.rngs
+        )
+        self.relu = relu
+        self.windows = tuple(((side, stride),) for side in kernel)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the block."""
-        return nnx.relu(self.norm(self.conv(x)))
+        x = self.norm(self.conv(x))
+        return nnx.relu(x) if self.relu else x
+
+
+class MaxPool(nnx.Module):
+    """Largest value in each window; padding counts as minus infinity."""
+
+    def __init__(self, kernel: int, stride: int, padding: int):
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.windows = (((kernel, stride),),) * 2
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the pool."""
+        sides = ((self.padding, self.padding),) * 2
+        return nnx.max_pool(x, (self.kernel,) * 2, strides=(self.stride,) * 2, padding=sides)
+
+
+class Row(nnx.Module):
+    """Modules one after the other."""
+
+    def __init__(self, modules: dict[str, nnx.Module]):
+        self.names = tuple(modules)
+        for name, module in modules.items():
+            setattr(self, name, module)
+        self.windows = tuple(
+            tuple(window for module in modules.values() for window in module.windows[axis]) for axis in (0, 1)
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Applies the modules in order."""
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return x
 
 
 class StagedNetwork(nnx.Module):
     """Named stages in a row, a global average pool and a linear classifier.
 
-    Each stage carries `windows`, the (kernel, stride) of every window on its longest path.
+    Each stage carries `windows`: along rows and along columns, the (kernel, stride) of every window on the path that
+    reaches farthest.
     """
 
     def __init__(self, stages: Sequence[tuple[str, nnx.Module]], classifier: nnx.Linear):
@@ -58,9 +129,17 @@ class StagedNetwork(nnx.Module):
 
     def receptive_field(self, tap: str) -> int:
         """Side, in pixels, of the square of the image that one location of the map after `tap` depends on."""
-        side, jump = 1, 1
-        for stage in self.stages(0, self.names.index(tap) + 1):
-            for kernel, stride in stage.windows:
-                side += (kernel - 1) * jump
-                jump *= stride
-        return side
+        sides = []
+        for axis in (0, 1):
+            side, jump = 1, 1
+            for stage in self.stages(0, self.names.index(tap) + 1):
+                for kernel, stride in stage.windows[axis]:
+                    side += (kernel - 1) * jump
+                    jump *= stride
+            sides.append(side)
+        return max(sides)
+
+
+def classifier(inputs: int, num_classes: int, settings: Settings) -> nnx.Linear:
+    """The linear layer after the global average pool."""
+    return nnx.Linear(inputs, num_classes, dtype=settings.dtype, rngs=settings.rngs)

@@ -1,0 +1,134 @@
+"""Where images come from: the sets embedded in scikit-learn, and TensorFlow Datasets read without TensorFlow."""
+
+import difflib
+import os
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from i2x_jax.config import InputError
+
+# Images, labels, class names.
+Samples = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
+
+READ_AT_ONCE = 1024
+MEMORY_SHARE = 0.5  # of the machine's memory that images may fill
+
+
+def digits() -> Samples:
+    """Scikit-learn's handwritten digits: 1,797 images of 8x8 (Alpaydin and Kaynak, UCI 1998)."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    # The original grey levels are 0 to 16.
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    return images, bunch.target.astype(np.int32), tuple(str(name) for name in bunch.target_names)
+
+
+EMBEDDED: dict[str, Callable[[], Samples]] = {"digits": digits}
+
+
+def read_tfds(
+    name: str, split: str, data_dir: str | None, image_size: int = 0, memory_budget: int | None = None
+) -> Samples:
+    """Reads an image-classification set prepared by TensorFlow Datasets as array_record.
+
+    Args:
+      name: as TFDS knows it, such as 'mnist', 'cifar10' or 'imagenette/160px'.
+      split: 'train' or 'test'; where a set has no 'test', its 'validation' is read for it.
+      data_dir: the folder of prepared sets; None for TFDS's own default.
+      image_size: resize every image to a square of so many pixels while reading; 0 keeps the set's size.
+      memory_budget: bytes that the images may take; None for half of the machine's memory.
+
+    Raises:
+      InputError: unknown set or split, not prepared or damaged, not images with one label, images of several sizes, or
+        too large for the memory.
+    """
+    # TFDS takes most of a second to import, and the embedded sets do without.
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
+        known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "set --config.data.name"
+        allowed = f"{', '.join(EMBEDDED)}, or an image set of TensorFlow Datasets such as mnist or cifar10"
+        raise InputError(f"unknown data set {name!r}; allowed: {allowed}; {hint}") from None
+    except ImportError as error:
+        raise InputError(
+            f"data set {name!r} cannot be read without {error.name}; allowed: an image-classification set; "
+            f"pip install {error.name}, or choose another --config.data.name"
+        ) from None
+    folder, root = os.fspath(builder.data_path), os.fspath(builder._data_dir_root)
+    if not os.path.isdir(folder):
+        raise InputError(
+            f"data set {name!r} is not prepared in {root}; allowed: a folder that holds it (--data_dir or TFDS_DATA_DIR); "
+            f"prepare it once, which needs TensorFlow: pip install tensorflow && "
+            f"tfds build {name} --file_format=array_record --data_dir={root}"
+        )
+    image_key, label_key = _keys(name, builder.info.features, tfds)
+    wanted = "validation" if split == "test" and "test" not in builder.info.splits else split
+    if wanted not in builder.info.splits:
+        raise InputError(
+            f"data set {name!r} has no split {split!r}; allowed: {', '.join(builder.info.splits)}; "
+            "set another --config.data.name"
+        )
+    shape = builder.info.features[image_key].shape
+    count = builder.info.splits[wanted].num_examples
+    if None in shape[:2] and not image_size:
+        raise InputError(
+            f"data set {name!r} has images of several sizes; allowed: one size; set --config.data.image_size"
+        )
+    height, width = (image_size, image_size) if image_size else shape[:2]
+    needed = count * height * width * shape[2]
+    budget = memory_budget or int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if needed > budget:
+        raise InputError(
+            f"split {wanted!r} of {name!r} takes {needed:,} bytes of memory as {count:,} images of "
+            f"{height}x{width}x{shape[2]}; allowed: {budget:,} bytes; set a smaller --config.data.image_size"
+        )
+    images, labels = np.empty((count, height, width, shape[2]), np.uint8), np.empty(count, np.int32)
+    try:
+        source = builder.as_data_source(wanted)
+        for start in range(0, count, READ_AT_ONCE):
+            rows = range(start, min(start + READ_AT_ONCE, count))
+            for row, sample in zip(rows, source.__getitems__(list(rows)), strict=True):
+                image = sample[image_key]
+                images[row] = resized(image, image_size) if image_size else image
+                labels[row] = sample[label_key]
+    except NotImplementedError:
+        raise InputError(
+            f"data set {name!r} in {folder} is not stored as array_record; allowed: array_record, which is read "
+            f"without TensorFlow; prepare it again in another folder: tfds build {name} --file_format=array_record"
+        ) from None
+    # Damaged files show as RuntimeError (array_record), ValueError (protocol buffers), OSError or KeyError.
+    except (RuntimeError, ValueError, OSError, KeyError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        raise InputError(
+            f"data set {name!r} in {folder} cannot be read ({reason}); allowed: complete array_record files; "
+            "copy or prepare it again"
+        ) from None
+    return images, labels, tuple(builder.info.features[label_key].names)
+
+
+def resized(image: np.ndarray, side: int) -> np.ndarray:
+    """An image uint8 `[H, W, C]` as a square of `side` pixels, bilinear, antialiased where it shrinks."""
+    planes = [
+        np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling.BILINEAR))
+        for plane in np.moveaxis(image, -1, 0)
+    ]
+    return np.stack(planes, -1)
+
+
+def _keys(name, features, tfds):
+    """The names of the one image and the one label of a set."""
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    if len(images) != 1 or len(labels) != 1 or features[images[0]].np_dtype != np.uint8:
+        raise InputError(
+            f"data set {name!r} has {len(images)} images and {len(labels)} class labels a sample; allowed: one 8-bit "
+            "image and one label; choose another --config.data.name"
+        )
+    return images[0], labels[0]
