@@ -34,8 +34,9 @@ def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[i
             )
         return tuple(sorted({0, *spec, total}))
     count = min(count, total + 1)
-    # From the end, so that a sequence of one holds the last step.
-    wanted = np.geomspace(total, 1, count - 1)[::-1] if spec == "log" else np.linspace(0, total, count)[1:]
+    # A geometric sequence of one would hold step 1, not the last.
+    log = spec == "log" and count > 2
+    wanted = np.geomspace(1, total, count - 1) if log else np.linspace(0, total, count)[1:]
     steps = [0]
     for place, step in enumerate(wanted):
         # Rounding may repeat a step early on: the next free one is taken, leaving room for those to come.

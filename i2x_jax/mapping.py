@@ -6,7 +6,6 @@ ridge, its errors and its null need are sums and cross-products by class and fol
 """
 
 import functools
-import itertools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,16 +15,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from i2x_jax.config import InputError
+from i2x_jax.cross_validation import Moments, class_moments, cross_validate, ridge, total_slope_sse
 
 NUM_FOLDS = 5
-# The ridge penalties tried, as fractions of the rows of a fit; the strongest first, so that it wins a tie.
-FRACTIONS = np.logspace(1, -5, 9)
 # A reference error (per held-out row, summed over classes) below this leaves nothing to explain.
 NOTHING_TO_EXPLAIN = 1e-4
 # Rows that a class needs before it takes part: with three, every nested training set still holds one of them.
 MIN_ROWS = 3
-# What is left of a column's mean square once its mean is removed counts as variance above this share of it.
-ROUNDING = 1e-12
 # One random stream per purpose and class, so that a class's draws do not depend on what else is asked for.
 FOLD_STREAM, NULL_STREAM, BOOTSTRAP_STREAM = range(3)
 
@@ -49,23 +45,6 @@ class SampleFit(NamedTuple):
     gain_null: np.ndarray  # float64 [3], gain when dP is permuted within class: mean, 95th and 99th percentile
     r2_null: np.ndarray  # float64 [3], the same for r2
     bootstrap: np.ndarray  # float64 [R,K,M], beta refitted to rows drawn with replacement within class
-
-
-class Moments(NamedTuple):
-    """Sums over rows, by fold, of x = dP, y = dY and t = change of total saliency, all without their overall mean.
-
-    Q counts versions of dY: version 0 is dY itself, the others are permuted within class.
-    """
-
-    n: np.ndarray  # [F]
-    x: np.ndarray  # [F,K]
-    xx: np.ndarray  # [F,K,K]
-    y: np.ndarray  # [F,Q,M]
-    yy: np.ndarray  # [F,Q], summed over outputs
-    xy: np.ndarray  # [F,K,Q,M]
-    t: np.ndarray  # [F]
-    tt: np.ndarray  # [F]
-    ty: np.ndarray  # [F,M], of dY itself
 
 
 def group_ids(groups: np.ndarray, labels: np.ndarray, group_by: str) -> np.ndarray:
@@ -227,7 +206,7 @@ def map_samples(
 
     def moments_of(label):
         rows, rng = rows_of[label], np.random.default_rng([seed, NULL_STREAM, label])
-        return _class_moments(x[rows], y[rows], t[rows], folds[rows], num_folds, permutations, rng)
+        return class_moments(x[rows], y[rows], t[rows], folds[rows], num_folds, permutations, rng)
 
     # With many classes the permuted products outgrow memory; made again from their stream they are the same.
     class_bytes = 8 * num_folds * x.shape[1] * (permutations + 1) * y.shape[1]
@@ -271,39 +250,6 @@ def _explained(sse, reference, rows):
     return 1 - sse / reference
 
 
-def _class_moments(x, y, t, folds, num_folds, permutations, rng):
-    """The `Moments` of one class. dY is permuted instead of dP: the same null, and the Gram of dP stays as it is."""
-    order = np.argsort(folds, kind="stable")
-    x, y, t = x[order], y[order], t[order]
-    bounds = np.searchsorted(folds[order], np.arange(num_folds + 1))
-    fold_rows = [slice(*pair) for pair in itertools.pairwise(bounds)]
-    (n, width), outputs, versions = x.shape, y.shape[1], permutations + 1
-    # A column of ones beside dP and one of squares beside dY bring the sums along in the same product.
-    left = np.column_stack([x, np.ones(n)])
-    right = np.column_stack([y, np.sum(y**2, axis=1)])
-    cross = np.zeros((num_folds, width + 1, versions, outputs + 1))
-    block = max(1, 2**22 // max(right.size, 1))
-    for start in range(0, versions, block):
-        shuffled = rng.permuted(np.tile(np.arange(n), (min(block, versions - start), 1)), axis=1)
-        if start == 0:
-            shuffled[0] = np.arange(n)
-        picked = np.ascontiguousarray(shuffled.T)
-        for fold, rows in enumerate(fold_rows):
-            products = left[rows].T @ np.take(right, picked[rows], axis=0).reshape(-1, picked.shape[1] * (outputs + 1))
-            cross[fold, :, start : start + block] = products.reshape(width + 1, -1, outputs + 1)
-    return Moments(
-        n=np.diff(bounds).astype(np.float64),
-        x=np.stack([x[rows].sum(0) for rows in fold_rows]),
-        xx=np.stack([x[rows].T @ x[rows] for rows in fold_rows]),
-        y=cross[:, -1, :, :-1].copy(),
-        yy=cross[:, -1, :, -1].copy(),
-        xy=cross[:, :-1, :, :-1].copy(),
-        t=np.stack([t[rows].sum() for rows in fold_rows]),
-        tt=np.stack([t[rows] @ t[rows] for rows in fold_rows]),
-        ty=np.stack([t[rows] @ y[rows] for rows in fold_rows]),
-    )
-
-
 def _fit_subset(classes):
     """The `SampleFit` of some classes' moments; its intercept still lacks the overall means, its bootstrap is empty."""
     members, pooled = [], None
@@ -311,16 +257,16 @@ def _fit_subset(classes):
         members.append(moments._replace(xx=None, xy=None))  # so that these are held for one class at a time
         pooled = moments if pooled is None else Moments(*map(np.add, pooled, moments))
     rows = pooled.n.sum()
-    sse, sst, fraction = _cross_validate(pooled, [pooled])
+    sse, sst, fraction = cross_validate(pooled, [pooled])
     # Within one class both models are the same.
-    sse_within, sse_class, _ = _cross_validate(pooled, members) if len(members) > 1 else (sse, sst, fraction)
-    sse_total = sum(map(_total_slope_sse, members))
+    sse_within, sse_class, _ = cross_validate(pooled, members) if len(members) > 1 else (sse, sst, fraction)
+    sse_total = sum(map(total_slope_sse, members))
     r2, gain = _explained(sse, sst, rows), _explained(sse_within, sse_class, rows)
 
     x, y, xx = pooled.x.sum(0), pooled.y[:, 0].sum(0), pooled.xx.sum(0)
     count = max(rows, 1)
     gram, target = xx - np.outer(x, x) / count, pooled.xy[:, :, 0].sum(0) - np.outer(x, y) / count
-    beta, estimable = _ridge(gram, target, np.diagonal(xx), count, fraction * count)
+    beta, estimable = ridge(gram, target, np.diagonal(xx), count, fraction * count)
     return SampleFit(
         beta=beta,
         intercept=(y - x @ beta) / count,
@@ -339,108 +285,6 @@ def _fit_subset(classes):
 
 def _summary(null):
     return np.array([null.mean(), *np.percentile(null, (95, 99))]) if len(null) else np.full(3, np.nan)
-
-
-def _inverse_deviation(spread, squares, rows):
-    """1 / standard deviation of columns from their sums of squares with and without the mean; 0 without variance."""
-    alive = spread > ROUNDING * squares
-    return np.where(alive, 1 / np.sqrt(np.where(alive, spread, 1) / rows), 0)
-
-
-def _ridge(gram, target, squares, rows, penalty):
-    """Coefficients in units of the columns and which are estimable; leading axes are separate fits."""
-    scale = _inverse_deviation(np.diagonal(gram, axis1=-2, axis2=-1), squares, rows)
-    system = gram * scale[..., :, None] * scale[..., None, :] + penalty * np.eye(gram.shape[-1])
-    return scale[..., None] * np.linalg.solve(system, scale[..., None] * target), scale > 0
-
-
-def _cross_validate(pooled, members):
-    """Nested cross-validation of the ridge of dY on dP, both centred by the training rows' means of each member.
-
-    Args:
-      pooled: `Moments` of all rows.
-      members: `Moments` of the parts that have a mean of their own: [pooled], or one for each class.
-
-    Returns:
-      Held-out SSE [Q] with the penalty chosen inside the training folds for each version of dY, held-out SSE [Q] of
-      the means alone, and the fraction of the rows that is the best penalty for all folds.
-    """
-    num_folds, width, versions, outputs = pooled.xy.shape
-    n, x, yy = (np.stack(parts, axis=1) for parts in zip(*((m.n, m.x, m.yy) for m in members), strict=True))
-    # The members' sums of dY stand below the products with dP, so that one product projects and centres both.
-    sums = [pooled.xy.reshape(num_folds, width, -1), *(m.y.reshape(num_folds, 1, -1) for m in members)]
-    by_fold = (n, x, pooled.xx, np.concatenate(sums, axis=1))
-    errors, references = {}, np.zeros(versions)
-    for left_out in [(f,) for f in range(num_folds)] + list(itertools.combinations(range(num_folds), 2)):
-        # Added up, not taken off the whole: what is left of a column that only held-out rows have must be exact.
-        train = [f for f in range(num_folds) if f not in left_out]
-        n_train, x_train, xx_train, xy_train = (functools.reduce(np.add, (part[f] for f in train)) for part in by_fold)
-        rows = max(n_train.sum(), 1)
-        x_mean, y_mean = (a / np.maximum(n_train, 1)[:, None] for a in (x_train, xy_train[width:]))
-        gram = xx_train - x_train.T @ x_mean
-        scale = _inverse_deviation(np.diagonal(gram), np.diagonal(xx_train), rows)
-        eigenvalues, eigenvectors = np.linalg.eigh(gram * scale * scale[:, None])
-        # With these columns the coefficients for any penalty are basis @ (shrink * loadings).
-        basis = scale[:, None] * eigenvectors
-        centring = np.vstack([basis, -x_mean @ basis]).T
-        shrink = 1 / (np.maximum(eigenvalues, 0)[:, None] + rows * FRACTIONS)
-        loadings = (centring @ xy_train).reshape(width, versions, outputs)
-        y_mean_by_version = y_mean.reshape(-1, versions, outputs)
-        kernels = []
-        for f in left_out:
-            # Held-out sums around the training means: squares of dY, products with dY, and the Gram of dP.
-            y = by_fold[3][f, width:].reshape(y_mean_by_version.shape)
-            shift = n[f][:, None, None] * y_mean_by_version - 2 * y
-            reference = yy[f].sum(0) + np.einsum("cqm,cqm->q", y_mean_by_version, shift)
-            offset = x[f] - n[f][:, None] * x_mean
-            products = centring @ by_fold[3][f] - (offset @ basis).T @ y_mean
-            linear = np.einsum("kqm,kqm->qk", loadings, products.reshape(loadings.shape)) @ shrink
-            errors[left_out, f] = reference[:, None] - 2 * linear
-            held_gram = pooled.xx[f] - x[f].T @ x_mean - x_mean.T @ offset
-            kernel = (basis.T @ held_gram @ basis)[:, :, None] * shrink[:, None] * shrink[None]
-            kernels.append(kernel.reshape(width**2, -1))
-            if len(left_out) == 1:
-                references += reference
-        squares = np.split(_quadratic_forms(loadings, np.hstack(kernels)), len(left_out), axis=1)
-        for f, square in zip(left_out, squares, strict=True):
-            errors[left_out, f] += square
-    sse = np.zeros(versions)
-    for f in range(num_folds):
-        inner = sum(errors[tuple(sorted((f, g))), g] for g in range(num_folds) if g != f)
-        sse += np.take_along_axis(errors[(f,), f], np.argmin(inner, axis=1)[:, None], axis=1)[:, 0]
-    fraction = FRACTIONS[np.argmin(sum(errors[(f,), f][0] for f in range(num_folds)))]
-    return sse, references, fraction
-
-
-def _quadratic_forms(loadings, kernels):
-    """Sum over outputs m of l_m' A l_m for each version of l [K,Q,M] and each A of kernels [K*K,A], as [Q,A].
-
-    The sum over outputs of l_m l_m' is formed once and serves all penalties and held-out folds.
-    """
-    width, versions, _ = loadings.shape
-    forms, block = [], max(1, 2**20 // max(width, 1) ** 2)
-    for start in range(0, versions, block):
-        part = loadings[:, start : start + block]
-        # A separate copy keeps NumPy off its routine for A A', which is slow where A has few columns.
-        products = part.transpose(1, 0, 2) @ np.ascontiguousarray(part.transpose(1, 2, 0))
-        forms.append(products.reshape(len(products), -1) @ kernels)
-    return np.concatenate(forms)
-
-
-def _total_slope_sse(moments):
-    """Held-out SSE of one class's mean and slope on the change of total saliency (0 where that does not vary)."""
-    n, t, tt, ty, y, yy = moments.n, moments.t, moments.tt, moments.ty, moments.y[:, 0], moments.yy[:, 0]
-    others = 1 - np.eye(len(n))
-    n_train, t_train, tt_train, ty_train, y_train = (others @ a for a in (n, t, tt, ty, y))
-    t_mean = t_train / np.maximum(n_train, 1)
-    y_mean = y_train / np.maximum(n_train, 1)[:, None]
-    spread = tt_train - t_train * t_mean
-    alive = spread > ROUNDING * tt_train
-    slope = (ty_train - t_train[:, None] * y_mean) * (alive / np.where(alive, spread, 1))[:, None]
-    held_tt = tt - 2 * t_mean * t + n * t_mean**2
-    held_ty = ty - t_mean[:, None] * y - (t - n * t_mean)[:, None] * y_mean
-    held_yy = yy + np.sum(y_mean * (n[:, None] * y_mean - 2 * y), axis=1)
-    return np.sum(held_yy) + np.sum(slope * (slope * held_tt[:, None] - 2 * held_ty))
 
 
 def _bootstrap(x, y, rows_of, subsets, fractions, seed, resamples, pool):
@@ -469,7 +313,7 @@ def _refit(parts, fraction):
     rows = np.maximum(sums[0, width, width], 1)  # the same in every resample
     centred = sums[:, :-1] - sums[:, :-1, width, None] * sums[:, -1, None] / rows
     gram, target = centred[..., :width], centred[..., width + 1 :]
-    return _ridge(gram, target, np.diagonal(sums[:, :-1], axis1=1, axis2=2), rows, fraction * rows)[0]
+    return ridge(gram, target, np.diagonal(sums[:, :-1], axis1=1, axis2=2), rows, fraction * rows)[0]
 
 
 def _resampled(joint, rng, size, width):

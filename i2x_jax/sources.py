@@ -58,14 +58,14 @@ def read_tfds(
         raise InputError(f"unknown data set {name!r}; allowed: {allowed}; {hint}") from None
     except ImportError as error:
         raise InputError(
-            f"data set {name!r} cannot be read without {error.name}; allowed: an image-classification set; "
-            f"pip install {error.name}, or choose another --config.data.name"
+            f"data set {name!r} cannot be read ({str(error).splitlines()[0]}); allowed: an image-classification set "
+            "that needs no further package; choose another --config.data.name"
         ) from None
     folder, root = os.fspath(builder.data_path), os.fspath(builder._data_dir_root)
     if not os.path.isdir(folder):
         raise InputError(
-            f"data set {name!r} is not prepared in {root}; allowed: a folder that holds it (--data_dir or TFDS_DATA_DIR); "
-            f"prepare it once, which needs TensorFlow: pip install tensorflow && "
+            f"data set {name!r} is not prepared in {root}; allowed: a folder that holds it (--data_dir or "
+            f"TFDS_DATA_DIR); prepare it once, which needs TensorFlow: pip install tensorflow && "
             f"tfds build {name} --file_format=array_record --data_dir={root}"
         )
     image_key, label_key = _keys(name, builder.info.features, tfds)

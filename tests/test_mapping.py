@@ -7,7 +7,7 @@ import pytest
 from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.preprocessing import StandardScaler
 
-from i2x_jax import mapping
+from i2x_jax import cross_validation, mapping
 from i2x_jax.config import InputError
 
 FOLDS = mapping.NUM_FOLDS
@@ -239,10 +239,10 @@ def test_null_summary_is_ordered_and_blocks_of_permutations_agree(monkeypatch):
     data = planted(seed=4, rows=90)
     before = fit(data, [(0, 1)], permutations=100)[0]
     assert before.gain_null[0] < before.gain_null[1] < before.gain_null[2]
-    forms = mapping._quadratic_forms
+    forms = cross_validation.quadratic_forms
     monkeypatch.setattr(
-        mapping,
-        "_quadratic_forms",
+        cross_validation,
+        "quadratic_forms",
         lambda loadings, kernels: np.concatenate([forms(loadings[:, q : q + 1], kernels) for q in range(101)]),
     )
     np.testing.assert_allclose(fit(data, [(0, 1)], permutations=100)[0].gain_null, before.gain_null, atol=1e-9)
