@@ -63,9 +63,9 @@ def nested(errors, dP, dY, labels, folds):
                 for g in range(FOLDS)
                 if g != f
             )
-            for fraction in mapping.FRACTIONS
+            for fraction in cross_validation.FRACTIONS
         ]
-        sse += errors(dP, dY, labels, folds != f, folds == f, mapping.FRACTIONS[np.argmin(inner)])
+        sse += errors(dP, dY, labels, folds != f, folds == f, cross_validation.FRACTIONS[np.argmin(inner)])
     return sse
 
 
@@ -208,9 +208,9 @@ def test_ratios_equal_plain_loops(subset):
         assert getattr(result, name) == pytest.approx(value, abs=1e-6), name
     chosen = [
         sum(plain_errors(dP[rows], dY[rows], None, (folds != f)[rows], (folds == f)[rows], q) for f in range(FOLDS))
-        for q in mapping.FRACTIONS
+        for q in cross_validation.FRACTIONS
     ]
-    assert result.ridge_lambda == pytest.approx(mapping.FRACTIONS[np.argmin(chosen)] * rows.sum())
+    assert result.ridge_lambda == pytest.approx(cross_validation.FRACTIONS[np.argmin(chosen)] * rows.sum())
     if len(subset) == 1:
         assert result.gain == result.r2
         np.testing.assert_array_equal(result.gain_null, result.r2_null)
