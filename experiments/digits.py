@@ -30,10 +30,10 @@ def get_config():
     config.model.allow_1x1 = False
 
     config.train = ConfigDict()
-    config.train.epochs = 15
+    config.train.epochs = 25
     config.train.batch_size = 64
     config.train.optimizer = "adamw"
-    config.train.learning_rate = 2e-3
+    config.train.learning_rate = 4e-3
     config.train.weight_decay = 1e-2
     config.train.warmup = 0.1
     config.train.checkpoints = "log"

@@ -1,5 +1,7 @@
 """A finished run in one screen of text."""
 
+import collections
+
 from i2x_jax.explanation import Explanation, PairExplanation
 from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, REFINEMENT, Run
 
@@ -44,21 +46,21 @@ def fidelity(explanation: Explanation) -> str:
 
 
 def told_apart(explanation: Explanation, most: int = 5) -> str:
-    """When the pairs of classes were told apart: the last ones, and how many by each step."""
-    steps = [pair.told_apart for pair in explanation.pairs]
-    by_step = [
-        f"{sum(step is not None and step <= until for step in steps)} by step {until}" for until in explanation.steps
-    ]
+    """When the pairs of classes were told apart: how many at each step, and which came last."""
+    apart = sorted(
+        (pair for pair in explanation.pairs if pair.told_apart is not None), key=lambda pair: -pair.told_apart
+    )
     never = [f"{pair.a}/{pair.b}" for pair in explanation.pairs if pair.told_apart is None]
-    late = sorted((p for p in explanation.pairs if p.told_apart is not None), key=lambda p: -p.told_apart)[:most]
+    counts = collections.Counter(pair.told_apart for pair in apart)
     lines = [
-        f"Pairs told apart on validation (area under the ROC stays at least 0.95), of {len(steps)}: "
-        + ", ".join(by_step),
-        "  last: " + ", ".join(f"{pair.a}/{pair.b} at {pair.told_apart}" for pair in late),
+        f"Pairs of classes told apart on validation (area under the ROC stays at least 0.95): {len(apart)} of "
+        f"{len(explanation.pairs)}",
+        "  " + ", ".join(f"{counts[step]} from step {step}" for step in sorted(counts)),
+        "  last: " + ", ".join(f"{pair.a}/{pair.b} from {pair.told_apart}" for pair in apart[:most]),
     ]
     if never:
         lines.append("  never: " + ", ".join(never[:most]) + (f" and {len(never) - most} more" if never[most:] else ""))
-    return "\n".join(lines)
+    return "\n".join(lines if apart else lines[:1] + lines[3:])
 
 
 def wavering(pair: PairExplanation) -> str:
