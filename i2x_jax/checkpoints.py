@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import pathlib
+import shutil
 import sys
 from typing import Any
 
@@ -13,6 +14,9 @@ import orbax.checkpoint as ocp
 
 from i2x_jax.config import InputError
 from i2x_jax.distributed import abstract
+
+# What Orbax writes beside the arrays of a small model, generously: lists, shardings, lock files.
+CHECKPOINT_OVERHEAD = 2**20
 
 
 def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[int, ...]:
@@ -83,6 +87,7 @@ class Checkpoints:
         items = ocp.args.Composite(
             variables=ocp.args.StandardSave(variables), optimizer=ocp.args.StandardSave(optimizer)
         )
+        self._check_space((variables, optimizer))
         with self._writing():
             self._manager.save(step, args=items, force=True)
 
@@ -90,6 +95,17 @@ class Checkpoints:
         """Waits until every checkpoint is on disk; errors as in `save`."""
         with self._writing():
             self._manager.wait_until_finished()
+
+    def _check_space(self, tree):
+        """Asked beforehand: writers that meet a full disk print pages of tracebacks from their threads."""
+        # Twice, because the checkpoint before this one may still be under way.
+        needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(tree)) + CHECKPOINT_OVERHEAD
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise InputError(
+                f"a checkpoint cannot be written to {self.directory} ({free / 1e6:.1f} MB free); allowed: at least "
+                f"{needed / 1e6:.1f} MB; make room and run the same command"
+            )
 
     @contextlib.contextmanager
     def _writing(self):
@@ -138,10 +154,12 @@ class Checkpoints:
                 return self._manager.restore(step, args=ocp.args.Composite(**args))
             # Orbax and TensorStore raise bare Exception, ValueError and JSONDecodeError for damaged files.
             except Exception as error:
-                raise InputError(
-                    f"checkpoint {folder} cannot be read ({_first_line(error)}); allowed: a complete checkpoint of "
-                    "this model; move that folder away and run the same command: training resumes from the one before"
-                ) from None
+                reason = _first_line(error)
+        # Not from within `except`: an InputError that remembers the error would keep the failed readers alive.
+        raise InputError(
+            f"checkpoint {folder} cannot be read ({reason}); allowed: a complete checkpoint of this model; move that "
+            "folder away and run the same command: training resumes from the one before"
+        )
 
 
 def _first_line(error):
@@ -160,5 +178,17 @@ def _without_reader_noise():
     finally:
         # The readers that failed alongside speak up when they are collected.
         gc.collect()
-        sys.unraisablehook = hook
+        sys.unraisablehook = hook if isinstance(hook, _LateReaders) else _LateReaders(hook)
         logger.setLevel(level)
+
+
+class _LateReaders:
+    """A `sys.unraisablehook` that stays: TensorStore's threads may still report to a restore that has failed."""
+
+    def __init__(self, hook):
+        self.hook = hook
+
+    def __call__(self, unraisable):
+        late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
+        if not late:
+            self.hook(unraisable)

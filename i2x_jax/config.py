@@ -116,7 +116,7 @@ class ExplainConfig(_Group):
     pair_target: str = _one_of("label", "label", "margin")
     fit: str = _one_of("samples", "samples", "groups")
     group_by: str = _one_of("class", "class", "global")
-    min_cluster_size: int = _at_least(0, 0)
+    min_cluster_size: int = dataclasses.field(default=0, metadata={"low": 0, "excluded": 1})
     min_samples: int = _at_least(5, 1)
     ridge_lambda: float = _at_least(0.0, 0)
     max_pairs: int = _at_least(45, 0)
@@ -227,6 +227,7 @@ def _checked(key, value, field):
         and ("high" not in rules or value <= rules["high"])
         and ("above" not in rules or value > rules["above"])
         and ("choices" not in rules or value in rules["choices"])
+        and ("excluded" not in rules or value != rules["excluded"])
         and (kind is not float or value < float("inf"))
     )
     if not inside:
@@ -244,7 +245,7 @@ def _allowed(field):
     if "high" in rules:
         return f"{kind} from {rules['low']} to {rules['high']}"
     if "low" in rules:
-        return f"{kind} of at least {rules['low']}"
+        return f"{kind} of at least {rules['low']}" + (f", not {rules['excluded']}" if "excluded" in rules else "")
     return f"{kind} above {rules['above']}" if "above" in rules else kind
 
 

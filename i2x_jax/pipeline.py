@@ -75,11 +75,6 @@ def check_feasible(config: Config, splits: Splits) -> None:
     ):
         if value > high:
             raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set --config.{key}")
-    if explain.min_cluster_size == 1:
-        raise InputError(
-            "config key explain.min_cluster_size is 1; allowed: 0 (chosen from the class size) or at least 2; "
-            "set --config.explain.min_cluster_size"
-        )
     if config.train.batch_size % jax.device_count():
         raise InputError(
             f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "

@@ -72,6 +72,9 @@ class RunDirectory:
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise InputError(_unusable(self.path, PermissionError("no permission to write")))
             yield
+        except OSError as error:
+            # A full disk, for one.
+            raise InputError(_unusable(self.path, error)) from None
         finally:
             os.close(handle)
 
@@ -168,7 +171,8 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
     """All members of a .npz file of a run, or `InputError`; never unpickles."""
 
     def load():
-        with np.load(path, allow_pickle=False) as members:
+        # NumPy leaves a file it opened itself open when it turns out not to be a .npz.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
             return dict(members)
 
     return _read(path, load)
@@ -224,7 +228,7 @@ class Run:
     def explanation(self) -> Explanation:
         """The structured explanation."""
         path = self.path / EXPLANATION
-        return explanation_from_json(_read(path, path.read_text))
+        return _read(path, lambda: explanation_from_json(path.read_text()))
 
     @functools.cached_property
     def refinement(self) -> dict:
@@ -235,7 +239,13 @@ class Run:
     def metrics(self) -> list[dict]:
         """The lines of metrics.jsonl."""
         path = self.path / METRICS
-        return _read(path, lambda: [json.loads(line) for line in path.read_text().splitlines()])
+
+        def load():
+            if not (lines := path.read_text().splitlines()):
+                raise ValueError("it is empty")
+            return [json.loads(line) for line in lines]
+
+        return _read(path, load)
 
     @functools.cached_property
     def model(self):
@@ -285,14 +295,18 @@ def _read(path: pathlib.Path, read: Callable[[], Any]) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; run the stage that makes it, or check the directory") from None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"{path} cannot be read ({reason}); allowed: a file made by this program; "
-            "move it away and run the same command to make it again"
-        ) from None
+        reason = str(error).splitlines()[0].split("; allowed:")[0]
+        lost = path.name in (CONFIG, METRICS)
+        mend = (
+            "restore it or choose another --workdir"
+            if lost
+            else "move it away and run the same command to make it again"
+        )
+        raise InputError(f"{path} cannot be read ({reason}); allowed: a file made by this program; {mend}") from None
 
 
 def _unusable(path, error):
     return (
-        f"work directory {path} cannot be used ({error}); allowed: a folder you may write to; choose another --workdir"
+        f"work directory {path} cannot be used ({error}); allowed: a folder with permission to write and space; "
+        "mend that or choose another --workdir"
     )
