@@ -2,7 +2,7 @@
 
     python experiments/kill_and_resume.py
 
-About 4 minutes on two cores for the ten kills of the default. An uninterrupted run is the reference. Each trial starts
+About 5 minutes on two cores for the ten kills of the default. An uninterrupted run is the reference. Each trial starts
 the same run in a fresh folder, kills it (SIGKILL) at a moment drawn over the time that one of the three stages takes
 (each in turn), runs the same command again, and compares every array, every JSON file (timing apart), the picture and
 the weights with the reference. One line per trial and a summary; exit code 1 if anything differs.

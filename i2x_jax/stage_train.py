@@ -41,7 +41,11 @@ def train(directory: RunDirectory, work: Run) -> None:
             for split in ("validation", "train", "test") if step == steps[-1] else ("validation",):
                 dataset = getattr(splits, split)
                 logits = training.predict(model, variables, dataset, config.explain.batch_size)
-                directory.add_metrics(step, split, *training.loss_and_accuracy(logits, dataset.labels))
+                loss, accuracy = training.loss_and_accuracy(logits, dataset.labels)
+                # The last step before a checkpoint may ruin the weights after a loss that was still finite.
+                if not np.isfinite(loss):
+                    raise training.NotFiniteError(step)
+                directory.add_metrics(step, split, loss, accuracy)
             checkpoints.save(step, variables, state.opt_state)
 
         if not done:
@@ -63,6 +67,9 @@ def train(directory: RunDirectory, work: Run) -> None:
                         stop,
                         bar.update,
                     )
+                    count = int(totals.count)
+                    directory.add_metrics(stop, "batches", float(totals.loss) / count, int(totals.correct) / count)
+                    keep(stop, state)
                 except training.NotFiniteError as error:
                     checkpoints.wait()
                     raise InputError(
@@ -70,9 +77,6 @@ def train(directory: RunDirectory, work: Run) -> None:
                         f"{directory.path / CHECKPOINTS / str(start)}; allowed: a finite loss; train in another "
                         f"--workdir with a lower --config.train.learning_rate than {settings.learning_rate}"
                     ) from None
-                count = int(totals.count)
-                directory.add_metrics(stop, "batches", float(totals.loss) / count, int(totals.correct) / count)
-                keep(stop, state)
     with directory.making("train") as folder:
         np.save(folder / "labels.npy", splits.train.labels)
         np.save(folder / "steps.npy", np.array(steps, np.int32))
