@@ -38,6 +38,7 @@ def get_config():
     config.train.warmup = 0.1
     config.train.checkpoints = "log"
     config.train.num_checkpoints = 8
+    config.train.resume_every = 500
 
     config.explain = ConfigDict()
     config.explain.num_prototypes = 16

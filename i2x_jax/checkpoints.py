@@ -107,6 +107,13 @@ class Checkpoints:
                 f"{needed / 1e6:.1f} MB; make room and run the same command"
             )
 
+    def remove(self, steps: set[int]) -> None:
+        """Deletes checkpoints that were only there to go on from, once all others are on disk."""
+        if steps:
+            self.wait()
+            for step in sorted(steps):
+                self._manager.delete(step)
+
     @contextlib.contextmanager
     def _writing(self):
         try:

@@ -85,7 +85,10 @@ class ModelConfig(_Group):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(_Group):
-    """How it is trained. `checkpoints`: 'log', 'linear', or the steps themselves; `warmup`: a fraction of the steps."""
+    """How it is trained. `checkpoints`: 'log', 'linear', or the steps themselves; `warmup`: a fraction of the steps.
+
+    A stopped training loses at most `resume_every` steps (0: what came after the last kept checkpoint).
+    """
 
     _prefix = "train."
     epochs: int = _at_least(10, 1)
@@ -96,6 +99,7 @@ class TrainConfig(_Group):
     warmup: float = _between(0.1, 0, 0.9)
     checkpoints: Any = dataclasses.field(default="log", metadata={"parse": "checkpoints"})
     num_checkpoints: int = _at_least(8, 2)
+    resume_every: int = _at_least(500, 0)
 
 
 @dataclasses.dataclass(frozen=True)

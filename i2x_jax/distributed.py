@@ -1,26 +1,111 @@
-"""Where arrays live: one mesh axis, `data`, over all devices; one device is the trivial case (DESIGN section 3)."""
+"""Devices and processes: one mesh axis, `data`, over all of them; a single device is the trivial case (DESIGN section 3).
+
+Every process holds the whole data set in its memory, runs the same program on the same numbers, and feeds its own
+devices their share of each batch. Process 0 writes the files.
+"""
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from i2x_jax.config import InputError
+
+
+def start(coordinator: str | None, num_processes: int | None, process_id: int | None, cluster: bool) -> None:
+    """Joins this process to the others of a run; to be called before anything else uses JAX.
+
+    Args:
+      coordinator: 'host:port' of process 0.
+      num_processes: how many there are.
+      process_id: which this is, from 0.
+      cluster: ask the cluster (SLURM, Cloud TPU, ...) for all three instead.
+
+    Raises:
+      InputError: some of the three are missing, or the processes cannot be joined.
+    """
+    given = (coordinator, num_processes, process_id)
+    if cluster and given == (None, None, None):
+        join = jax.distributed.initialize
+    elif None in given:
+        raise InputError(
+            f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}; allowed: all three, "
+            "or --cluster alone where the cluster knows them"
+        )
+    elif not 0 <= process_id < num_processes:
+        raise InputError(f"--process_id is {process_id}; allowed: 0 to {num_processes - 1}, one less than --num_processes")
+    else:
+        join = functools.partial(jax.distributed.initialize, coordinator, num_processes, process_id)
+    try:
+        join()
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(
+            f"the processes cannot be joined ({reason}); allowed: one command for each --process_id, all started within "
+            "minutes, and a --coordinator that all can reach"
+        ) from None
+
+
+def is_main() -> bool:
+    """Whether this process writes the files."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 @functools.cache
 def mesh() -> jax.sharding.Mesh:
-    """The mesh of all devices along the axis `data`."""
+    """The mesh of all devices of all processes along the axis `data`."""
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
 def shard(tree: Any) -> Any:
-    """Arrays `[B, ...]` with their rows dealt over the devices; B must be a multiple of their number."""
-    return jax.device_put(tree, NamedSharding(mesh(), PartitionSpec("data")))
+    """Arrays `[B, ...]`, whole in every process, with their rows dealt over all devices; B must divide evenly."""
+    return _place(tree, NamedSharding(mesh(), PartitionSpec("data")))
 
 
 def replicate(tree: Any) -> Any:
     """Arrays copied whole to every device."""
-    return jax.device_put(tree, NamedSharding(mesh(), PartitionSpec()))
+    return _place(tree, NamedSharding(mesh(), PartitionSpec()))
+
+
+def _place(tree, sharding):
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    # Each process hands out what its own devices need.
+    return jax.tree.map(
+        lambda leaf: jax.make_array_from_callback(np.shape(leaf), sharding, lambda index: leaf[index]), tree
+    )
+
+
+def fetch(tree: Any) -> Any:
+    """Whole arrays in host memory, in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+
+    def whole(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return np.asarray(leaf)
+        if leaf.is_fully_replicated:
+            return np.asarray(leaf.addressable_data(0))
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(whole, tree)
+
+
+def own_rows(array: jax.Array) -> Iterator[tuple[slice, np.ndarray]]:
+    """The rows of an array that `shard` dealt to this process: where they belong, and their values."""
+    for piece in array.addressable_shards:
+        start = piece.index[0].start or 0
+        yield slice(start, start + len(piece.data)), np.asarray(piece.data)
 
 
 def abstract(tree: Any) -> Any:

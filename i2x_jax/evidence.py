@@ -14,7 +14,7 @@ import numpy as np
 from i2x_jax import prototypes
 from i2x_jax.config import InputError
 from i2x_jax.data import Dataset, batches
-from i2x_jax.distributed import divisible, shard
+from i2x_jax.distributed import divisible, fetch, own_rows, shard
 from i2x_jax.models import Model, Variables
 from i2x_jax.saliency import bias, contributions, saliency_maps
 
@@ -29,6 +29,7 @@ class BatchEvidence(NamedTuple):
       contribution_sum: `[M, K, M]`: class of the sample, prototype, class of the logit; over the unmasked samples.
       contribution_square: the same of the squares.
       completeness_error: the largest |sum of contributions + bias - logit| relative to the largest |logit|.
+      finite: whether intensity and confidence hold neither NaN nor infinity.
     """
 
     intensity: jax.Array
@@ -37,6 +38,7 @@ class BatchEvidence(NamedTuple):
     contribution_sum: jax.Array
     contribution_square: jax.Array
     completeness_error: jax.Array
+    finite: jax.Array
 
 
 class Contributions(NamedTuple):
@@ -90,13 +92,15 @@ def batch_evidence(
         of_class = jax.nn.one_hot(labels, logits.shape[-1]) * mask[:, None]
         error = jnp.abs(evidence.sum(1) + bias(model, variables) - logits).max(-1)
         error = error / jnp.maximum(jnp.abs(logits).max(-1), 1e-6)
+        intensity, confidence = prototypes.intensity(maps, assignments, num_prototypes), jax.nn.softmax(logits)
         return BatchEvidence(
-            intensity=prototypes.intensity(maps, assignments, num_prototypes),
-            confidence=jax.nn.softmax(logits),
+            intensity=intensity,
+            confidence=confidence,
             maps=maps,
             contribution_sum=jnp.einsum("bs,bkm->skm", of_class, evidence),
             contribution_square=jnp.einsum("bs,bkm->skm", of_class, evidence**2),
             completeness_error=jnp.where(mask, error, 0.0).max(),
+            finite=jnp.isfinite(intensity).all() & jnp.isfinite(confidence).all(),
         )
 
 
@@ -125,7 +129,7 @@ def measure_checkpoint(
       target: 'label' or 'predicted'.
       batch_size: samples at a time.
       intensity: float32 `[N, K]`, written to; may be a memory map.
-      confidence: float32 `[N, M]`, written to; may be a memory map.
+      confidence: float32 `[N, M]`, written to; may be a memory map. Of both, each process writes its own rows.
       progress: told after every batch how many samples it held.
 
     Raises:
@@ -141,24 +145,36 @@ def measure_checkpoint(
         places = np.zeros((len(batch.labels), *assignments.shape[1:]), assignments.dtype)
         places[: rows.stop - rows.start] = assignments[rows]
         arrays = shard((batch.images, batch.labels, batch.mask, places))
-        found = jax.device_get(
-            batch_evidence(model, num_prototypes, cam, target, variables, *arrays)._replace(maps=None)
-        )
-        intensity[rows] = found.intensity[batch.mask]
-        confidence[rows] = found.confidence[batch.mask]
-        if not (np.isfinite(intensity[rows]).all() and np.isfinite(confidence[rows]).all()):
+        found = batch_evidence(model, num_prototypes, cam, target, variables, *arrays)
+        write_rows(intensity[rows], found.intensity)
+        write_rows(confidence[rows], found.confidence)
+        sums = fetch((found.contribution_sum, found.contribution_square, found.completeness_error, found.finite))
+        if not sums[3]:
             raise InputError(
                 f"saliency or confidence of samples {rows.start} to {rows.stop - 1} is not finite; allowed: finite "
                 "numbers; look at the weights and the images of this run"
             )
-        total += found.contribution_sum
-        square += found.contribution_square
-        worst = max(worst, float(found.completeness_error))
+        total += sums[0]
+        square += sums[1]
+        worst = max(worst, float(sums[2]))
         progress(int(batch.mask.sum()))
     counts = np.maximum(np.bincount(dataset.labels, minlength=num_classes), 1)[:, None, None]
     mean = total / counts
     std = np.sqrt(np.maximum(square / counts - mean**2, 0))
-    return Contributions(mean.astype(np.float32), std.astype(np.float32), np.asarray(bias(model, variables)), worst)
+    return Contributions(mean.astype(np.float32), std.astype(np.float32), fetch(batch_bias(model, variables)), worst)
+
+
+def write_rows(target: np.ndarray, rows: jax.Array) -> None:
+    """Writes the rows `[B, ...]` that this process has to `target` `[n, ...]`; those beyond n only filled the batch up."""
+    for place, values in own_rows(rows):
+        inside = target[place]
+        inside[:] = values[: len(inside)]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def batch_bias(model: Model, variables: Variables) -> jax.Array:
+    """`saliency.bias`, jitted."""
+    return bias(model, variables)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "num_prototypes", "cam"))
@@ -191,7 +207,7 @@ def margin_intensity(
     """Intensity float32 `[N, K]` of the margin of one class over another, for all samples given."""
     size = divisible(batch_size)
     rows = [
-        np.asarray(
+        fetch(
             batch_margin_intensity(
                 model,
                 num_prototypes,

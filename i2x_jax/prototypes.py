@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2x_jax.config import InputError
+from i2x_jax.distributed import fetch
 
 # K-means++ and its restarts run on at most this many rows; the best start is then refined on all rows.
 SAMPLE_ROWS = 2**16
@@ -93,7 +94,7 @@ def pca(moments: Moments, dims: int) -> Pca:
             f"{dims} PCA dimensions asked of features with {channels} channels; allowed: at most {channels}; "
             "lower --config.explain.pca_dims"
         )
-    reference, sums, carry = jax.device_get(moments)
+    reference, sums, carry = fetch(moments)
     weight, first, second = (np.float64(total) + np.float64(lost) for total, lost in zip(sums, carry, strict=True))
     if weight == 0:
         raise InputError("PCA was given 0 feature vectors; allowed: at least 1; use more images")
@@ -166,7 +167,7 @@ def kmeans(
     Raises:
       InputError: more clusters than rows, or non-finite points.
     """
-    surveys = jax.device_get([_survey(*block) for block in zip(blocks, weights, strict=True)])
+    surveys = fetch([_survey(*block) for block in zip(blocks, weights, strict=True)])
     counts = np.array([count for count, _ in surveys], np.int64)
     if num_clusters > counts.sum():
         raise InputError(
@@ -208,7 +209,7 @@ def _sample_rows(blocks, weights, counts, key):
     wanted = np.zeros((len(parts), max(map(len, parts))), np.int32)
     for row, part, start in zip(wanted, parts, ends - counts, strict=True):
         row[: len(part)] = part - start
-    taken = jax.device_get([_rows_of_rank(*args) for args in zip(blocks, weights, wanted, strict=True)])
+    taken = fetch([_rows_of_rank(*args) for args in zip(blocks, weights, wanted, strict=True)])
     return np.concatenate([rows[: len(part)] for rows, part in zip(taken, parts, strict=True)])
 
 
@@ -255,7 +256,7 @@ def _lloyd(blocks, weights, centroids, max_iterations, threshold):
         for points, weight in zip(blocks, weights, strict=True):
             # Two programs on purpose: in one, the compiler repeats the search for every entry of the one-hot matrix.
             members = _add_members(members, points, weight, assign(points, centroids))
-        sums, counts = jax.device_get(members)
+        sums, counts = fetch(members)
         if shift <= threshold or iteration == max_iterations:
             break
         moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids).astype(np.float32)
@@ -281,7 +282,7 @@ def _add_members(members, points, weights, ids):
 
 def _residuals_of_all(blocks, weights, centroids):
     """Inertia, the largest squared distance of a row to its centroid, and that row [D]."""
-    found = jax.device_get([_residuals(*block, centroids) for block in zip(blocks, weights, strict=True)])
+    found = fetch([_residuals(*block, centroids) for block in zip(blocks, weights, strict=True)])
     _, distance, row = max(found, key=lambda block: block[1])
     return float(sum(np.float64(part) for part, _, _ in found)), distance, row
 

@@ -10,7 +10,7 @@ import scipy.stats
 
 from i2x_jax.data import Dataset
 from i2x_jax.models import Model, Variables
-from i2x_jax.training import init_state, loss_and_accuracy, predict, recompute_batch_norm, run_steps
+from i2x_jax.training import init_state, loss_and_accuracy, predict, recompute_batch_norm, run_steps, zero_totals
 
 FULL, RANDOM = "full", "random"
 
@@ -101,7 +101,7 @@ def refine_seed(
         subset = train.take(np.setdiff1d(np.arange(len(train.labels)), left_out[name]))
         state = init_state(start, optimizer)
         state, _ = run_steps(
-            model, optimizer, augmentation, state, subset, batch_size, seed, 0, steps, progress=progress
+            model, optimizer, augmentation, state, zero_totals(), subset, batch_size, seed, 0, steps, progress
         )
         return recompute_batch_norm(model, state.variables, calibration)
 

@@ -5,7 +5,7 @@ import numpy as np
 
 from i2x_jax import evidence, grouping, mapping, prototypes, saliency, training, uncertainty
 from i2x_jax.data import batches
-from i2x_jax.distributed import divisible, shard
+from i2x_jax.distributed import divisible, fetch, is_main, shard
 from i2x_jax.explanation import to_json
 from i2x_jax.report.contact_sheet import contact_sheet
 from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, Run, RunDirectory, new_memmap, progress_bar
@@ -47,20 +47,19 @@ def find_prototypes(directory: RunDirectory, work: Run) -> None:
     points = np.empty((locations, config.explain.pca_dims), np.float32)
     for batch, rows, _ in all_features():
         start, count = batch.start * h * w, int(batch.mask.sum()) * h * w
-        points[start : start + count] = np.asarray(prototypes.project(pca, rows))[:count]
+        points[start : start + count] = fetch(prototypes.project(pca, rows))[:count]
 
+    every = chosen = blocks(points)
     wanted = min(config.explain.max_locations or locations, locations)
-    chosen = points
     if wanted < locations:
-        chosen = points[np.sort(np.random.default_rng(config.seed).choice(locations, wanted, replace=False))]
+        chosen = blocks(points[np.sort(np.random.default_rng(config.seed).choice(locations, wanted, replace=False))])
     found = prototypes.kmeans(
-        *zip(*blocks(chosen), strict=True),
+        *zip(*chosen, strict=True),
         config.explain.num_prototypes,
         jax.random.key(config.seed),
         restarts=config.explain.restarts,
     )
-    centroids = jax.numpy.asarray(found.centroids)
-    nearest = [np.asarray(prototypes.assign(block, centroids)) for block, _ in blocks(points)]
+    nearest = [fetch(prototypes.assign(block, found.centroids)) for block, _ in every]
     assignments = np.concatenate(nearest)[:locations].astype(np.int16)
     with directory.making("prototypes") as folder:
         np.savez(
@@ -97,8 +96,8 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
     contributions = []
     held_out = {"validation": [], "test": []}
     with directory.making("evidence") as folder:
-        intensity = new_memmap(folder / "intensity.npy", np.float32, (*shape, num_prototypes))
-        confidence = new_memmap(folder / "confidence.npy", np.float32, (*shape, num_classes))
+        intensity = shared_memmap(folder / "intensity.npy", np.float32, (*shape, num_prototypes))
+        confidence = shared_memmap(folder / "confidence.npy", np.float32, (*shape, num_classes))
         with progress_bar("evidence", shape[0] * shape[1], "image") as bar:
             for t, step in enumerate(work.steps):
                 variables = work.variables(step)
@@ -126,6 +125,40 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
         np.savez(folder / "contributions.npz", **stacked._asdict())
         for split, values in held_out.items():
             np.savez(folder / f"{split}.npz", labels=getattr(splits, split).labels, confidence=np.stack(values))
+        pair = pair_of(work, held_out["validation"][-1], splits.validation.labels)[0]
+        np.save(folder / "pair_intensity.npy", pair_margins(work, pair, assignments))
+
+
+def pair_margins(work: Run, pair: tuple[int, int], assignments: np.ndarray) -> np.ndarray:
+    """Intensity of the margin of one class of a pair over the other, `[T, n, K]` over the pair's rows (DESIGN 2.8).
+
+    Only where the pair's fit uses it (`explain.pair_target`); else it has no rows.
+    """
+    settings, rows = work.config.explain, np.flatnonzero(np.isin(work.dataset.labels, pair))
+    if settings.pair_target == "label":
+        return np.zeros((len(work.steps), 0, settings.num_prototypes), np.float32)
+    subset = work.dataset.take(rows)
+    per_step = [
+        evidence.margin_intensity(
+            work.model,
+            work.variables(step),
+            subset,
+            assignments[rows],
+            settings.num_prototypes,
+            settings.cam,
+            pair,
+            settings.batch_size,
+        )
+        for step in work.steps
+    ]
+    return np.stack(per_step)
+
+
+def pair_of(work: Run, confidence: np.ndarray, labels: np.ndarray) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """The pair that is refined, and all pairs, most confused first, by final confidence on validation samples."""
+    ranked = uncertainty.rank_pairs(uncertainty.soft_confusion(confidence, labels))
+    named = tuple(sorted(work.dataset.class_names.index(name) for name in work.config.refine.pair))
+    return named or ranked[0], ranked
 
 
 def map_changes(directory: RunDirectory, work: Run) -> None:
@@ -135,15 +168,14 @@ def map_changes(directory: RunDirectory, work: Run) -> None:
     intensity, confidence = work.array("intensity"), work.array("confidence")
     area = uncertainty.prototype_area(work.array("assignments"), settings.num_prototypes)
     validation = work.arrays("validation")
-    ranked = uncertainty.rank_pairs(uncertainty.soft_confusion(validation["confidence"][-1], validation["labels"]))
-    pair = tuple(sorted(dataset.class_names.index(name) for name in config.refine.pair)) or ranked[0]
+    pair, ranked = pair_of(work, validation["confidence"][-1], validation["labels"])
     if settings.pair_target == "label":
         analysed = [pair, *(other for other in ranked[: settings.max_pairs] if other != pair)]
         margins = None
     else:
         # The margin of a pair is a saliency of its own: only the pair that is refined is analysed with it.
         analysed = [pair]
-        margins = pair_margins(work, pair)
+        margins = work.array("pair_intensity")
     in_pair = {key: np.isin(labels, key) for key in analysed}
     subsets = [classes, *((label,) for label in classes), *(analysed if margins is None else ())]
     folds = mapping.stratified_folds(labels, mapping.NUM_FOLDS, config.seed)
@@ -276,30 +308,12 @@ def mapping_members(
     }
 
 
-def pair_margins(work: Run, pair: tuple[int, int]) -> np.ndarray:
-    """Intensity of the margin of one class of a pair over the other, `[T, n, K]` over the pair's rows (DESIGN 2.8)."""
-    settings, rows = work.config.explain, np.flatnonzero(np.isin(work.dataset.labels, pair))
-    subset, assignments = work.dataset.take(rows), np.array(work.array("assignments")[rows])
-    per_step = [
-        evidence.margin_intensity(
-            work.model,
-            work.variables(step),
-            subset,
-            assignments,
-            settings.num_prototypes,
-            settings.cam,
-            pair,
-            settings.batch_size,
-        )
-        for step in work.steps
-    ]
-    return np.stack(per_step)
-
-
 def draw_contact_sheet(directory: RunDirectory, work: Run) -> None:
     """contact_sheet.png: for each prototype, crops of highest intensity beside crops drawn at random."""
     config, model, dataset = work.config, work.model, work.dataset
-    variables = work.variables(work.steps[-1])
+    variables = fetch(work.variables(work.steps[-1]))
+    if not is_main():
+        return
     assignments, final = work.array("assignments"), work.array("intensity")[-1]
     size = saliency.crop_size(model, dataset.images.shape[1:])
 

@@ -1,5 +1,7 @@
 """The stage `train`: images to checkpoints (DESIGN 2.1)."""
 
+import itertools
+
 import jax
 import numpy as np
 
@@ -7,8 +9,9 @@ from i2x_jax import training
 from i2x_jax.checkpoints import Checkpoints, present_steps, select_steps
 from i2x_jax.config import Config, InputError
 from i2x_jax.data import Dataset
+from i2x_jax.distributed import fetch, replicate
 from i2x_jax.refinement import phase_steps
-from i2x_jax.run_directory import CHECKPOINTS, Run, RunDirectory, progress_bar
+from i2x_jax.run_directory import CHECKPOINTS, Run, RunDirectory
 
 
 def checkpoint_steps(config: Config, train: Dataset) -> tuple[int, ...]:
@@ -20,46 +23,57 @@ def checkpoint_steps(config: Config, train: Dataset) -> tuple[int, ...]:
 def train(directory: RunDirectory, work: Run) -> None:
     """Trains, or goes on training, and writes checkpoints/, metrics.jsonl, labels.npy and steps.npy (DESIGN 2.1)."""
     config, model, splits = work.config, work.model, work.splits
-    steps = checkpoint_steps(config, splits.train)
     settings = config.train
+    kept = checkpoint_steps(config, splits.train)
+    # Between two kept checkpoints others are written, to go on from, and removed when they are passed.
+    every = settings.resume_every or kept[-1]
+    stops = sorted({*kept, *range(every, kept[-1], every)})
     optimizer = training.make_optimizer(
-        settings.optimizer, settings.learning_rate, settings.weight_decay, steps[-1], settings.warmup
+        settings.optimizer, settings.learning_rate, settings.weight_decay, kept[-1], settings.warmup
     )
     calibration = training.batch_norm_images(splits.train, config.seed)
-    present = present_steps(directory.path / CHECKPOINTS)
-    done = [step for index, step in enumerate(steps) if set(steps[: index + 1]) <= set(present)]
     with Checkpoints(directory.path / CHECKPOINTS) as checkpoints:
         state = training.init_state(model.init(jax.random.key(config.seed)), optimizer)
-        if done:
-            variables, opt_state = checkpoints.restore(done[-1], state.variables, state.opt_state)
-            state = training.TrainState(variables, opt_state, state.step + done[-1])
-        directory.cut_metrics(done[-1] if done else -1)
+        totals = training.zero_totals()
+        present = present_steps(directory.path / CHECKPOINTS)
+        reached, passing = resume_step(present, kept), set(present) - set(kept)
+        directory.barrier("train: checkpoints listed")
+        directory.cut_metrics(-1 if reached is None else reached)
 
-        def keep(step, state):
+        def keep(step, state, totals):
             variables = training.recompute_batch_norm(model, state.variables, calibration)
-            # Train and test are measured once, at the end; validation is what choices are made on.
-            for split in ("validation", "train", "test") if step == steps[-1] else ("validation",):
-                dataset = getattr(splits, split)
-                logits = training.predict(model, variables, dataset, config.explain.batch_size)
-                loss, accuracy = training.loss_and_accuracy(logits, dataset.labels)
-                # The last step before a checkpoint may ruin the weights after a loss that was still finite.
-                if not np.isfinite(loss):
-                    raise training.NotFiniteError(step)
-                directory.add_metrics(step, split, loss, accuracy)
-            checkpoints.save(step, variables, state.opt_state)
+            if step in kept:
+                # Train and test are measured once, at the end; validation is what choices are made on.
+                for split in ("validation", "train", "test") if step == kept[-1] else ("validation",):
+                    dataset = getattr(splits, split)
+                    logits = training.predict(model, variables, dataset, config.explain.batch_size)
+                    loss, accuracy = training.loss_and_accuracy(logits, dataset.labels)
+                    # The last step before a checkpoint may ruin the weights after a loss that was still finite.
+                    if not np.isfinite(loss):
+                        raise training.NotFiniteError(step)
+                    directory.add_metrics(step, split, loss, accuracy)
+            checkpoints.save(step, variables, (state.opt_state, totals))
+            checkpoints.remove(passing - {step})
+            passing.clear()
+            passing.update({step} - set(kept))
 
-        if not done:
-            keep(0, state)
-            done = [0]
-        total = (steps[-1] - done[-1]) * settings.batch_size
-        with progress_bar("training", total, "image") as bar:
-            for start, stop in zip(steps[len(done) - 1 :], steps[len(done) :], strict=False):
+        if reached is None:
+            reached = 0
+            keep(0, state, totals)
+        else:
+            variables, (opt_state, totals) = checkpoints.restore(reached, state.variables, (state.opt_state, totals))
+            state = training.TrainState(variables, opt_state, replicate(np.int32(reached)))
+        with directory.progress_bar("training", (kept[-1] - reached) * settings.batch_size, "image") as bar:
+            for start, stop in itertools.pairwise([reached, *(stop for stop in stops if stop > reached)]):
+                if start in kept:
+                    totals = training.zero_totals()
                 try:
                     state, totals = training.run_steps(
                         model,
                         optimizer,
                         config.data.augment,
                         state,
+                        totals,
                         splits.train,
                         settings.batch_size,
                         config.seed,
@@ -67,9 +81,10 @@ def train(directory: RunDirectory, work: Run) -> None:
                         stop,
                         bar.update,
                     )
-                    count = int(totals.count)
-                    directory.add_metrics(stop, "batches", float(totals.loss) / count, int(totals.correct) / count)
-                    keep(stop, state)
+                    if stop in kept:
+                        loss, correct, count, _ = fetch(totals)
+                        directory.add_metrics(stop, "batches", float(loss) / int(count), int(correct) / int(count))
+                    keep(stop, state, totals)
                 except training.NotFiniteError as error:
                     checkpoints.wait()
                     raise InputError(
@@ -79,4 +94,12 @@ def train(directory: RunDirectory, work: Run) -> None:
                     ) from None
     with directory.making("train") as folder:
         np.save(folder / "labels.npy", splits.train.labels)
-        np.save(folder / "steps.npy", np.array(steps, np.int32))
+        np.save(folder / "steps.npy", np.array(kept, np.int32))
+
+
+def resume_step(present: tuple[int, ...], kept: tuple[int, ...]) -> int | None:
+    """The last step that training can go on from without leaving out a checkpoint that is to be kept."""
+    for step in reversed(present):
+        if {each for each in kept if each <= step} <= set(present):
+            return step
+    return None

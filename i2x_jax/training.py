@@ -11,7 +11,7 @@ import optax
 
 from i2x_jax.config import InputError
 from i2x_jax.data import Dataset, batches, training_indices
-from i2x_jax.distributed import divisible, replicate, shard
+from i2x_jax.distributed import divisible, fetch, replicate, shard
 from i2x_jax.models import Model, Variables
 
 BATCH_NORM_IMAGES = 2048
@@ -81,13 +81,13 @@ def make_optimizer(
 def init_state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step of a training or of a refinement phase."""
     # A copy: the step donates its state, and the variables may be wanted again.
-    variables = jax.tree.map(jnp.copy, variables)
-    return replicate(TrainState(variables, optimizer.init(variables["params"]), jnp.int32(0)))
+    variables = jax.tree.map(np.array, fetch(variables))
+    return replicate(TrainState(variables, optimizer.init(variables["params"]), np.int32(0)))
 
 
 def zero_totals() -> Totals:
     """No batches seen yet."""
-    return replicate(Totals(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(GOOD)))
+    return replicate(Totals(np.float32(0), np.int32(0), np.int32(0), np.int32(GOOD)))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "optimizer", "augmentation"), donate_argnames=("state", "totals"))
@@ -158,6 +158,7 @@ def run_steps(
     optimizer: optax.GradientTransformation,
     augmentation: str,
     state: TrainState,
+    totals: Totals,
     dataset: Dataset,
     batch_size: int,
     seed: int,
@@ -172,6 +173,7 @@ def run_steps(
       optimizer: one object for the whole training: a fresh one would be traced again.
       augmentation: see `augment`.
       state: at `start`; donated.
+      totals: added to; donated.
       dataset: what it is trained on.
       batch_size: samples a step.
       seed: of the order of the samples and of the augmentation.
@@ -180,19 +182,19 @@ def run_steps(
       progress: told after every step how many samples it took.
 
     Returns:
-      The state at `stop` and the totals over these steps.
+      The state at `stop`, and the totals with these steps added.
 
     Raises:
       NotFiniteError: the loss was NaN or infinite.
     """
-    key, totals = replicate(jax.random.key(seed)), zero_totals()
+    key = replicate(jax.random.key(seed))
     for step in range(start, stop):
         rows = training_indices(len(dataset.labels), batch_size, step, seed)
         images, labels = shard((dataset.images[rows], dataset.labels[rows]))
         state, totals = train_step(model, optimizer, augmentation, state, totals, images, labels, key)
         progress(batch_size)
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0 or step + 1 == stop:
-            first_bad = int(totals.first_bad)
+            first_bad = int(fetch(totals.first_bad))
             if first_bad != GOOD:
                 raise NotFiniteError(first_bad)
     return state, totals
@@ -228,7 +230,7 @@ def batch_logits(model: Model, variables: Variables, images: jax.Array) -> jax.A
 def predict(model: Model, variables: Variables, dataset: Dataset, batch_size: int) -> np.ndarray:
     """Logits float32 `[N, M]` of every sample, in evaluation mode."""
     parts = [
-        np.asarray(batch_logits(model, variables, shard(batch.images)))
+        fetch(batch_logits(model, variables, shard(batch.images)))
         for batch in batches(dataset, divisible(batch_size))
     ]
     return np.concatenate(parts)[: len(dataset.labels)]
