@@ -22,6 +22,10 @@ from i2x_jax.config import Config, InputError, from_config_dict
 from i2x_jax.run_directory import STAGES, STEPS, Run, RunDirectory
 
 ROOT = pathlib.Path(__file__).parent
+PEER_LOST = (
+    "another process of this run has ended; allowed: all of them at work; see what it printed, then start all of them "
+    "again with the same commands: finished work is kept"
+)
 DEFAULT_CONFIG = str(ROOT / "experiments" / "digits.py")
 
 # Without a default here: it would be loaded, and its errors raised, before anything can catch them.
@@ -33,6 +37,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory. Default: runs/<name of the config file>.")
 _STAGE = flags.DEFINE_multi_enum("stage", list(STAGES), list(STAGES), "What to do; may be given several times.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets are. Default: $TFDS_DATA_DIR.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for a run of several processes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+_CLUSTER = flags.DEFINE_bool("cluster", False, "Ask the cluster (SLURM, Cloud TPU) for the three above.")
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -111,9 +119,21 @@ def run(config: Config, workdir: str, stages: list[str], data_dir: str | None) -
     if all(directory.complete(step) for step in wanted):
         print(f"Nothing to do: {', '.join(stages)} already done.")
     else:
-        from i2x_jax import pipeline
+        from i2x_jax import distributed, pipeline
 
-        pipeline.run(config, workdir, stages, data_dir)
+        processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+        if _CLUSTER.value or any(each is not None for each in processes):
+            distributed.start(*processes, _CLUSTER.value)
+        try:
+            pipeline.run(config, workdir, stages, data_dir)
+        except Exception as error:
+            if not distributed.lost(error):
+                raise
+            print(f"run.py: error: {PEER_LOST}", file=sys.stderr, flush=True)
+            # An orderly end would wait for the process that is gone.
+            os._exit(2)
+        if not distributed.is_main():
+            return
     print(f"\n{summary(Run(workdir, data_dir))}")
 
 

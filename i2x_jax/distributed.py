@@ -1,4 +1,4 @@
-"""Devices and processes: one mesh axis, `data`, over all of them; a single device is the trivial case (DESIGN section 3).
+"""Devices and processes: one mesh axis, `data`, over all; one device is the trivial case (DESIGN section 3).
 
 Every process holds the whole data set in its memory, runs the same program on the same numbers, and feeds its own
 devices their share of each batch. Process 0 writes the files.
@@ -33,11 +33,13 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         join = jax.distributed.initialize
     elif None in given:
         raise InputError(
-            f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}; allowed: all three, "
-            "or --cluster alone where the cluster knows them"
+            f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}; allowed: all "
+            "three, or --cluster alone where the cluster knows them"
         )
     elif not 0 <= process_id < num_processes:
-        raise InputError(f"--process_id is {process_id}; allowed: 0 to {num_processes - 1}, one less than --num_processes")
+        raise InputError(
+            f"--process_id is {process_id}; allowed: 0 to {num_processes - 1}, one less than --num_processes"
+        )
     else:
         join = functools.partial(jax.distributed.initialize, coordinator, num_processes, process_id)
     try:
@@ -45,9 +47,15 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(
-            f"the processes cannot be joined ({reason}); allowed: one command for each --process_id, all started within "
-            "minutes, and a --coordinator that all can reach"
+            f"the processes cannot be joined ({reason}); allowed: one command for each --process_id, all started "
+            "within minutes, and a --coordinator that all can reach"
         ) from None
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an exception says that another process of the run has ended."""
+    text = str(error)
+    return jax.process_count() > 1 and any(word in text for word in ("Gloo", "NCCL", "coordination", "heartbeat"))
 
 
 def is_main() -> bool:

@@ -165,7 +165,7 @@ def measure_checkpoint(
 
 
 def write_rows(target: np.ndarray, rows: jax.Array) -> None:
-    """Writes the rows `[B, ...]` that this process has to `target` `[n, ...]`; those beyond n only filled the batch up."""
+    """Writes the rows `[B, ...]` that this process has to `target` `[n, ...]`; those beyond n filled the batch up."""
     for place, values in own_rows(rows):
         inside = target[place]
         inside[:] = values[: len(inside)]

@@ -14,6 +14,7 @@ import numpy as np
 from i2x_jax import config as config_lib
 from i2x_jax.config import Config, InputError
 from i2x_jax.data import Splits, fingerprint
+from i2x_jax.distributed import barrier, is_main
 from i2x_jax.run_directory import CONFIG, STEPS, Run, RunDirectory, dataset_of, model_of, read_json
 from i2x_jax.stage_explain import draw_contact_sheet, find_prototypes, map_changes, measure_evidence
 from i2x_jax.stage_refine import refine
@@ -43,23 +44,32 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
     Raises:
       InputError: settings, data or directory cannot be used; nothing finished is touched.
     """
-    directory = RunDirectory(workdir)
+    directory = RunDirectory(workdir, is_main(), barrier)
     last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
     splits = dataset_of(config, data_dir)
     check_feasible(config, splits)
     directory.check_config(config)
     with directory.locked():
+        directory.barrier("directory checked")
         write_header(directory, config, splits)
+        directory.barrier("header written")
         work = Run(workdir, data_dir)
+        work.splits = splits
         for number, step in enumerate(list(STEPS)[: last + 1], 1):
-            if directory.complete(step):
-                print(f"[{number}/{last + 1}] {step}: already done", flush=True)
-                continue
+            done = directory.complete(step)
+            directory.barrier(f"{step} starts")
             started = time.perf_counter()
-            MAKERS[step](directory, work)
+            if not done:
+                MAKERS[step](directory, work)
+            directory.barrier(f"{step} ends")
             seconds = time.perf_counter() - started
-            directory.add_timing(step, seconds)
-            print(f"[{number}/{last + 1}] {step}: done in {seconds:.1f} s", flush=True)
+            if not done:
+                directory.add_timing(step, seconds)
+            if directory.main:
+                print(
+                    f"[{number}/{last + 1}] {step}: {'already done' if done else f'done in {seconds:.1f} s'}",
+                    flush=True,
+                )
 
 
 def check_feasible(config: Config, splits: Splits) -> None:

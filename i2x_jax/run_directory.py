@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -44,18 +45,29 @@ STAGES = tuple(dict.fromkeys(stage for stage, _ in STEPS.values()))
 
 
 class RunDirectory:
-    """Writing side of a run directory: one process at a time, every file whole or absent."""
+    """Writing side of a run directory: one run at a time, every file whole or absent.
 
-    def __init__(self, path: str | os.PathLike):
+    Attributes:
+      path: the directory, which all processes of a run share.
+      main: whether this is the process that writes; in the others writing does nothing.
+      barrier: waits for the other processes; its argument names the place.
+    """
+
+    def __init__(self, path: str | os.PathLike, main: bool = True, barrier: Callable[[str], None] = lambda place: None):
         self.path = pathlib.Path(path).absolute()
+        self.main = main
+        self.barrier = barrier
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes the folder and holds it for this process; the system lets go of it however the process ends.
+        """Makes the folder and holds it for this run; the system lets go of it however the process ends.
 
         Raises:
-          InputError: no permission, not a folder, or another process is at work in it.
+          InputError: no permission, not a folder, or another run is at work in it.
         """
+        if not self.main:
+            yield
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDONLY)
@@ -103,19 +115,51 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def making(self, step: str) -> Iterator[pathlib.Path]:
-        """A temporary folder whose files move to their place if all goes well, in the order of `STEPS`."""
-        folder = self.path / f".tmp-{step}"
+        """A temporary folder whose files move to their place if all goes well, those of `STEPS` last and in order.
+
+        Processes that do not write get a folder of their own, and what they put there is dropped.
+        """
+        if not self.main:
+            with tempfile.TemporaryDirectory() as folder:
+                yield pathlib.Path(folder)
+            return
+        folder = self._temporary(step)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         try:
             yield folder
-            for name in STEPS[step][1]:
+            promised = STEPS[step][1]
+            extra = sorted(path.name for path in folder.iterdir() if path.name not in promised)
+            for name in (*extra, *promised):
                 os.replace(folder / name, self.path / name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def _temporary(self, step):
+        return self.path / f".tmp-{step}"
+
+    def shared_memmap(self, step: str, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+        """A new .npy file among those `making` a step, mapped for writing by all processes; each writes its own rows.
+
+        Its space on disk is taken at once: a disk that fills up later would kill the process on a write to memory.
+        """
+        path = self._temporary(step) / name
+        if self.main:
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        self.barrier(f"{name} made")
+        return array if self.main else np.lib.format.open_memmap(path, mode="r+")
+
+    def progress_bar(self, label: str, total: int, unit: str) -> tqdm:
+        """A bar with count, rate and time left on a terminal; silent elsewhere."""
+        disable = None if self.main else True
+        return tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=total > 10_000, leave=False, disable=disable)
+
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file whole or not at all."""
+        if not self.main:
+            return
         temporary = self.path / f".tmp-{name}"
         try:
             temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -123,14 +167,23 @@ class RunDirectory:
         finally:
             temporary.unlink(missing_ok=True)
 
+    def discard(self, pattern: str) -> None:
+        """Deletes files that were only there to go on from."""
+        for path in self.path.glob(pattern) if self.main else ():
+            path.unlink()
+
     def add_timing(self, step: str, seconds: float) -> None:
         """Records how long a step took, in config.json under `timing`."""
+        if not self.main:
+            return
         header = read_json(self.path / CONFIG)
         header["timing"][step] = round(header["timing"].get(step, 0.0) + seconds, 3)
         self.write_json(CONFIG, header)
 
     def cut_metrics(self, step: int) -> None:
         """Drops the lines of metrics.jsonl that a training going on from `step` will write again."""
+        if not self.main:
+            return
         path = self.path / METRICS
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         # A line is written before its checkpoint, so those up to `step` are whole.
@@ -141,20 +194,11 @@ class RunDirectory:
 
     def add_metrics(self, step: int, split: str, loss: float, accuracy: float) -> None:
         """Appends one line to metrics.jsonl."""
+        if not self.main:
+            return
         line = {"step": step, "split": split, "loss": loss, "accuracy": accuracy}
         with (self.path / METRICS).open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
-
-
-def new_memmap(path: pathlib.Path, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-    """A new .npy file of the given shape, mapped for writing; its space on disk is taken at once.
-
-    Without that, a disk that fills up later would kill the process on a write to memory.
-    """
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    with path.open("r+b") as file:
-        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-    return array
 
 
 def read_json(path: pathlib.Path) -> Any:
@@ -282,11 +326,6 @@ def model_of(config: Config, dataset: Dataset):
         dtype=config.model.dtype,
         allow_1x1=config.model.allow_1x1,
     )
-
-
-def progress_bar(label: str, total: int, unit: str) -> tqdm:
-    """A bar with count, rate and time left on a terminal; silent elsewhere."""
-    return tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=total > 10_000, leave=False, disable=None)
 
 
 def _read(path: pathlib.Path, read: Callable[[], Any]) -> Any:

@@ -5,10 +5,10 @@ import numpy as np
 
 from i2x_jax import evidence, grouping, mapping, prototypes, saliency, training, uncertainty
 from i2x_jax.data import batches
-from i2x_jax.distributed import divisible, fetch, is_main, shard
+from i2x_jax.distributed import divisible, fetch, shard
 from i2x_jax.explanation import to_json
 from i2x_jax.report.contact_sheet import contact_sheet
-from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, Run, RunDirectory, new_memmap, progress_bar
+from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, Run, RunDirectory
 from i2x_jax.structure import build_explanation
 
 # On a CPU a block's distances should stay in the cache; elsewhere a block should fill the device.
@@ -32,7 +32,7 @@ def find_prototypes(directory: RunDirectory, work: Run) -> None:
     features_of = jax.jit(model.features)
 
     def all_features():
-        with progress_bar("features", len(dataset.labels), "image") as bar:
+        with directory.progress_bar("features", len(dataset.labels), "image") as bar:
             for batch in batches(dataset, divisible(config.explain.batch_size)):
                 yield batch, *_rows(features_of(variables, shard(batch.images)), shard(batch.mask))
                 bar.update(int(batch.mask.sum()))
@@ -96,9 +96,9 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
     contributions = []
     held_out = {"validation": [], "test": []}
     with directory.making("evidence") as folder:
-        intensity = shared_memmap(folder / "intensity.npy", np.float32, (*shape, num_prototypes))
-        confidence = shared_memmap(folder / "confidence.npy", np.float32, (*shape, num_classes))
-        with progress_bar("evidence", shape[0] * shape[1], "image") as bar:
+        intensity = directory.shared_memmap("evidence", "intensity.npy", np.float32, (*shape, num_prototypes))
+        confidence = directory.shared_memmap("evidence", "confidence.npy", np.float32, (*shape, num_classes))
+        with directory.progress_bar("evidence", shape[0] * shape[1], "image") as bar:
             for t, step in enumerate(work.steps):
                 variables = work.variables(step)
                 contributions.append(
@@ -121,22 +121,19 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
                     values.append(training.confidence(logits))
         intensity.flush()
         confidence.flush()
+        directory.barrier("evidence written")
         stacked = evidence.Contributions(*(np.stack(member) for member in zip(*contributions, strict=True)))
         np.savez(folder / "contributions.npz", **stacked._asdict())
         for split, values in held_out.items():
             np.savez(folder / f"{split}.npz", labels=getattr(splits, split).labels, confidence=np.stack(values))
-        pair = pair_of(work, held_out["validation"][-1], splits.validation.labels)[0]
-        np.save(folder / "pair_intensity.npy", pair_margins(work, pair, assignments))
+        if config.explain.pair_target == "margin":
+            pair, _ = pair_of(work, held_out["validation"][-1], splits.validation.labels)
+            np.save(folder / "pair_intensity.npy", pair_margins(work, pair, assignments))
 
 
 def pair_margins(work: Run, pair: tuple[int, int], assignments: np.ndarray) -> np.ndarray:
-    """Intensity of the margin of one class of a pair over the other, `[T, n, K]` over the pair's rows (DESIGN 2.8).
-
-    Only where the pair's fit uses it (`explain.pair_target`); else it has no rows.
-    """
+    """Intensity of the margin of one class of a pair over the other, `[T, n, K]` over the pair's rows (DESIGN 2.8)."""
     settings, rows = work.config.explain, np.flatnonzero(np.isin(work.dataset.labels, pair))
-    if settings.pair_target == "label":
-        return np.zeros((len(work.steps), 0, settings.num_prototypes), np.float32)
     subset = work.dataset.take(rows)
     per_step = [
         evidence.margin_intensity(
@@ -162,7 +159,9 @@ def pair_of(work: Run, confidence: np.ndarray, labels: np.ndarray) -> tuple[tupl
 
 
 def map_changes(directory: RunDirectory, work: Run) -> None:
-    """Groups, mapping, uncertain prototypes, curated set and explanation (DESIGN 2.5 to 2.8)."""
+    """Groups, mapping, uncertain prototypes, curated set and explanation (DESIGN 2.5 to 2.8); on the host."""
+    if not directory.main:
+        return
     config, dataset, settings = work.config, work.dataset, work.config.explain
     labels, classes = dataset.labels, tuple(range(len(dataset.class_names)))
     intensity, confidence = work.array("intensity"), work.array("confidence")
@@ -191,7 +190,7 @@ def map_changes(directory: RunDirectory, work: Run) -> None:
     groups = np.empty((len(work.steps) - 1, len(labels)), np.int32)
     members, fallbacks = [], []
     pair_changes, pair_fits = {key: [] for key in analysed}, {key: [] for key in analysed}
-    with progress_bar("mapping", len(groups), "interval") as bar:
+    with directory.progress_bar("mapping", len(groups), "interval") as bar:
         for t in range(len(groups)):
             dP, dY = difference(intensity, t), difference(confidence, t)
             groups[t], fallback = group(dY, labels)
@@ -312,7 +311,7 @@ def draw_contact_sheet(directory: RunDirectory, work: Run) -> None:
     """contact_sheet.png: for each prototype, crops of highest intensity beside crops drawn at random."""
     config, model, dataset = work.config, work.model, work.dataset
     variables = fetch(work.variables(work.steps[-1]))
-    if not is_main():
+    if not directory.main:
         return
     assignments, final = work.array("assignments"), work.array("intensity")[-1]
     size = saliency.crop_size(model, dataset.images.shape[1:])

@@ -3,7 +3,7 @@
 import numpy as np
 
 from i2x_jax import refinement, training
-from i2x_jax.run_directory import REFINEMENT, Run, RunDirectory, progress_bar, read_json
+from i2x_jax.run_directory import REFINEMENT, Run, RunDirectory, read_json
 
 
 def refine(directory: RunDirectory, work: Run) -> None:
@@ -22,7 +22,7 @@ def refine(directory: RunDirectory, work: Run) -> None:
     ]
     phases = refinement.count_phases(applicable) * settings.seeds
     runs = []
-    with progress_bar("refining", phases * steps * config.train.batch_size, "image") as bar:
+    with directory.progress_bar("refining", phases * steps * config.train.batch_size, "image") as bar:
         for seed in range(settings.seeds):
             partial = f".refine-seed-{seed}.json"
             if (directory.path / partial).exists():
@@ -62,5 +62,4 @@ def refine(directory: RunDirectory, work: Run) -> None:
     )
     names = [splits.train.class_names[label] for label in pair]
     directory.write_json(REFINEMENT, {"schema": 1, "pair": names, "seeds": settings.seeds, **table})
-    for leftover in directory.path.glob(".refine-seed-*.json"):
-        leftover.unlink()
+    directory.discard(".refine-seed-*.json")

@@ -230,8 +230,7 @@ def batch_logits(model: Model, variables: Variables, images: jax.Array) -> jax.A
 def predict(model: Model, variables: Variables, dataset: Dataset, batch_size: int) -> np.ndarray:
     """Logits float32 `[N, M]` of every sample, in evaluation mode."""
     parts = [
-        fetch(batch_logits(model, variables, shard(batch.images)))
-        for batch in batches(dataset, divisible(batch_size))
+        fetch(batch_logits(model, variables, shard(batch.images))) for batch in batches(dataset, divisible(batch_size))
     ]
     return np.concatenate(parts)[: len(dataset.labels)]
 
