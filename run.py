@@ -109,8 +109,11 @@ def _one_line(error: Exception) -> str:
     return " ".join(lines) if lines else type(error).__name__
 
 
-def run(config: Config, workdir: str, stages: list[str], data_dir: str | None) -> None:
-    """Runs the stages and prints the summary; a finished run is only summarized."""
+def run(config: Config, workdir: str, stages: list[str], data_dir: str | None, processes: tuple | None = None) -> None:
+    """Runs the stages and prints the summary; a finished run is only summarized.
+
+    `processes` are the arguments of `distributed.start`, for a run of several.
+    """
     from i2x_jax.report.summary import summary
 
     directory = RunDirectory(workdir)
@@ -121,9 +124,8 @@ def run(config: Config, workdir: str, stages: list[str], data_dir: str | None) -
     else:
         from i2x_jax import distributed, pipeline
 
-        processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
-        if _CLUSTER.value or any(each is not None for each in processes):
-            distributed.start(*processes, _CLUSTER.value)
+        if processes:
+            distributed.start(*processes)
         try:
             pipeline.run(config, workdir, stages, data_dir)
         except Exception as error:
@@ -142,7 +144,9 @@ def main(argv: list[str]) -> None:
     del argv
     workdir = _WORKDIR.value or str(ROOT / "runs" / pathlib.Path(flags.FLAGS["config"].config_filename).stem)
     data_dir = _DATA_DIR.value or os.environ.get("TFDS_DATA_DIR")
-    run(from_config_dict(_CONFIG.value), workdir, _STAGE.value, data_dir)
+    processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value)
+    several = processes != (None, None, None, False)
+    run(from_config_dict(_CONFIG.value), workdir, _STAGE.value, data_dir, processes if several else None)
 
 
 if __name__ == "__main__":

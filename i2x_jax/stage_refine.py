@@ -57,7 +57,9 @@ def refine(directory: RunDirectory, work: Run) -> None:
         runs,
         before,
         settings.strategies,
-        "no prototype is uncertain for this pair, so no sample is left out",
+        "every uncertain prototype would leave out more than refine.max_left_out"
+        if len(curated["skipped"])
+        else "no sample contains a prototype that is uncertain for this pair",
         {splits.train.class_names[label]: int((labels[curated["left_out"]] == label).sum()) for label in pair},
     )
     names = [splits.train.class_names[label] for label in pair]

@@ -65,9 +65,12 @@ def make_optimizer(
 
     Weight decay applies to kernels only, not to biases and BatchNorm. Loshchilov & Hutter 2019 for AdamW.
     """
-    # The warm-up starts at 0: it must leave at least one step to learn in.
-    warmup_steps = min(max(1, round(warmup * total_steps)), total_steps - 1)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps=total_steps)
+    # Rate 0 stands just before the first step and just after the last, so that no step is without effect.
+    warmup_steps = min(max(1, round(warmup * total_steps)), total_steps)
+    from_zero = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps=total_steps + 1)
+
+    def schedule(step):
+        return from_zero(step + 1)
 
     def kernels(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -142,6 +142,7 @@ def test_floats_must_be_finite(key, value):
         ("train.warmup", 0.0, -1e-9),
         ("train.warmup", 0.9, 0.91),
         ("train.num_checkpoints", 2, 1),
+        ("train.resume_every", 0, -1),
         ("explain.num_prototypes", 2, 1),
         ("explain.pca_dims", 1, 0),
         ("explain.max_locations", 0, -1),

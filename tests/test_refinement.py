@@ -53,11 +53,11 @@ def phases_run(monkeypatch):
     """The arguments of every phase that is trained, by name."""
     phases, original = [], refinement.run_steps
 
-    def noted(model, optimizer, augmentation, state, dataset, batch_size, seed, start, stop, progress):
+    def noted(model, optimizer, augmentation, state, totals, dataset, batch_size, seed, start, stop, progress):
         phases.append(
             {"dataset": dataset, "seed": seed, "steps": (start, stop), "weights": jax.device_get(state.variables)}
         )
-        return original(model, optimizer, augmentation, state, dataset, batch_size, seed, start, stop, progress)
+        return original(model, optimizer, augmentation, state, totals, dataset, batch_size, seed, start, stop, progress)
 
     monkeypatch.setattr(refinement, "run_steps", noted)
     return phases
