@@ -8,6 +8,7 @@ import shutil
 import sys
 from typing import Any
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -63,10 +64,14 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, read_only: bool = False):
         self.directory = pathlib.Path(directory).absolute()
+        # For a reader Orbax warns of each default that it changes.
+        verbosity = absl.logging.get_verbosity()
+        absl.logging.set_verbosity(absl.logging.ERROR)
         options = ocp.CheckpointManagerOptions(
             read_only=read_only, cleanup_tmp_directories=not read_only, enable_async_checkpointing=True
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        absl.logging.set_verbosity(verbosity)
 
     def __enter__(self):
         return self

@@ -187,7 +187,8 @@ class RunDirectory:
         path = self.path / METRICS
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         # A line is written before its checkpoint, so those up to `step` are whole.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        whole = [line for line in lines if line.endswith("\n")]
+        kept = _read(path, lambda: [line for line in whole if json.loads(line)["step"] <= step])
         temporary = self.path / f".tmp-{METRICS}"
         temporary.write_text("".join(kept))
         os.replace(temporary, path)
@@ -333,7 +334,7 @@ def _read(path: pathlib.Path, read: Callable[[], Any]) -> Any:
         return read()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; run the stage that makes it, or check the directory") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         reason = str(error).splitlines()[0].split("; allowed:")[0]
         lost = path.name in (CONFIG, METRICS)
         mend = (

@@ -24,7 +24,9 @@ def gradcam(head: Head, features: jax.Array, class_index: int, against: int | No
       head: `[h, w, d] -> [M]`.
       features: feature map `[h, w, d]` of one sample.
       class_index: the class whose logit is explained.
-      against: explain the margin of that logit over this class's instead; the map is then signed, without ReLU.
+      against: explain the margin of that logit over this class's instead; the map is then signed, without ReLU. With
+        GradCAM and HiResCAM, swapping the two classes turns its sign; LayerCAM and GradCAM++ count rising gradients
+        only, and it does not.
 
     Returns:
       `[h, w]`, in logits.
