@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from i2x_jax.config import InputError
-from i2x_jax.distributed import abstract
+from i2x_jax.distributed import abstract, lost
 
 # What Orbax writes beside the arrays of a small model, generously: lists, shardings, lock files.
 CHECKPOINT_OVERHEAD = 2**20
@@ -79,6 +79,9 @@ class Checkpoints:
     def __exit__(self, kind, value, traceback):
         if kind is None:
             self.wait()
+        elif lost(value):
+            # To close is to wait for the others, and one of them is gone.
+            return
         self._manager.close()
 
     def save(self, step: int, variables: Any, optimizer: Any) -> None:

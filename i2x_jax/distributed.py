@@ -15,6 +15,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from i2x_jax.config import InputError
 
+# After so many seconds without a sign of life a process counts as lost; threads of JAX give it, however busy it is.
+HEARTBEAT_TIMEOUT = 30
+
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, cluster: bool) -> None:
     """Joins this process to the others of a run; to be called before anything else uses JAX.
@@ -29,8 +32,9 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
       InputError: some of the three are missing, or the processes cannot be joined.
     """
     given = (coordinator, num_processes, process_id)
+    join = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
     if cluster and given == (None, None, None):
-        join = jax.distributed.initialize
+        pass
     elif None in given:
         raise InputError(
             f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}; allowed: all "
@@ -41,7 +45,7 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
             f"--process_id is {process_id}; allowed: 0 to {num_processes - 1}, one less than --num_processes"
         )
     else:
-        join = functools.partial(jax.distributed.initialize, coordinator, num_processes, process_id)
+        join = functools.partial(join, coordinator, num_processes, process_id)
     try:
         join()
     except (RuntimeError, ValueError) as error:

@@ -23,6 +23,8 @@ NETWORKS = {
     "inception_v3": (inception_v3, 32),
 }
 BATCH_NORM_MOMENTUM = 0.9
+# Initial weights are drawn once; compiling their random numbers well takes a CPU many times as long as drawing them.
+QUICK_COMPILATION = {"cpu": {"xla_backend_optimization_level": 0}}
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, nested dicts of arrays
 
@@ -82,7 +84,7 @@ def create(
       allow_1x1: accept a feature map of a single location.
 
     Raises:
-      InputError: unknown model or tap; a 1x1 feature map that was not asked for.
+      InputError: unknown model or tap; a 1x1 feature map that was not asked for; images too small for the network.
     """
     if name not in NETWORKS:
         raise InputError(f"unknown model {name!r}; allowed: {', '.join(NETWORKS)}; set --config.model.name")
@@ -134,6 +136,16 @@ def create(
     variables = jax.eval_shape(init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
     _, h, w, d = jax.eval_shape(features, variables, images).shape
+
+    def last_map(variables, images):
+        return merge(evaluation, variables).features(_scaled(images), network.names[-1])
+
+    # Convolutions without padding may leave nothing: no error in JAX, but a mean over nothing, and logits of NaN.
+    if 0 in jax.eval_shape(last_map, variables, images).shape:
+        raise InputError(
+            f"images of {height}x{width_px} are too small for {name}: its last feature map would be empty; allowed: "
+            "images that leave a map; set a larger --config.data.image_size or another --config.model.name"
+        )
     if h * w == 1 and not allow_1x1:
         raise InputError(
             f"the feature map of {name} at tap {tap} is 1x1 for images of {height}x{width_px}; allowed: at least two "
@@ -143,7 +155,7 @@ def create(
     return Model(
         features=features,
         head=head,
-        init=jax.jit(init),
+        init=jax.jit(init, compiler_options=QUICK_COMPILATION.get(jax.default_backend())),
         train_logits=lambda variables, images: train_mode(training, variables, images),
         batch_statistics=lambda variables, images: train_mode(calibration, variables, images)[1],
         linear_head=linear_head if tap == network.names[-1] else None,

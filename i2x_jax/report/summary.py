@@ -63,7 +63,7 @@ def told_apart(explanation: Explanation, most: int = 5) -> str:
     return "\n".join(lines if apart else lines[:1] + lines[3:])
 
 
-def wavering(pair: PairExplanation) -> str:
+def wavering(pair: PairExplanation, most: int = 8) -> str:
     """The pair that is refined and its uncertain prototypes."""
     apart = "never told apart" if pair.told_apart is None else f"told apart from step {pair.told_apart}"
     lines = [
@@ -74,7 +74,9 @@ def wavering(pair: PairExplanation) -> str:
     lines.append(f"  intervals whose fit beats its null: {counted} of {len(pair.counted or ())}")
     if pair.uncertain:
         lines.append("  uncertain prototypes (score in confidence; sign flips over all intervals):")
-        lines += [f"    {each.prototype:>4}  {each.score:.4f}  {each.flips} flips" for each in pair.uncertain]
+        lines += [f"    {each.prototype:>4}  {each.score:.4f}  {each.flips} flips" for each in pair.uncertain[:most]]
+        if pair.uncertain[most:]:
+            lines.append(f"    and {len(pair.uncertain) - most} with lower scores")
     else:
         lines.append("  no prototype wavers with a stable sign between counted intervals: nothing to curate")
     return "\n".join(lines)
