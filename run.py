@@ -156,6 +156,6 @@ if __name__ == "__main__":
     except BrokenPipeError:
         # Whoever read the output has seen enough, as in `run.py | head`.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (InputError, OSError) as problem:
+    except InputError as problem:
         print(f"run.py: error: {_one_line(problem)}", file=sys.stderr)
         sys.exit(2)

@@ -116,11 +116,11 @@ class Checkpoints:
             )
 
     def remove(self, steps: set[int]) -> None:
-        """Deletes checkpoints that were only there to go on from, once all others are on disk."""
+        """Deletes checkpoints, or what is left of them, once all others are on disk."""
         if steps:
             self.wait()
-            for step in sorted(steps):
-                self._manager.delete(step)
+            for step in steps if jax.process_index() == 0 else ():
+                shutil.rmtree(self.directory / str(step), ignore_errors=True)
 
     @contextlib.contextmanager
     def _writing(self):

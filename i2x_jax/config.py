@@ -21,6 +21,8 @@ STRATEGIES = (
     "hard>full",
 )
 CAMS = ("gradcam", "gradcam++", "hirescam", "layercam")
+# The others count only gradients that raise a logit: for a margin they would show one class and not the other.
+SIGNED_CAMS = ("gradcam", "hirescam")
 
 
 class InputError(ValueError):
@@ -125,6 +127,14 @@ class ExplainConfig(_Group):
     ridge_lambda: float = _at_least(0.0, 0)
     max_pairs: int = _at_least(45, 0)
     batch_size: int = _at_least(256, 1)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.pair_target == "margin" and self.cam not in SIGNED_CAMS:
+            raise InputError(
+                f"config key explain.cam is {self.cam!r} with pair_target 'margin'; allowed: {', '.join(SIGNED_CAMS)}; "
+                "set --config.explain.cam or --config.explain.pair_target"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -151,6 +151,11 @@ def batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
         yield Batch(dataset.images[rows], dataset.labels[rows], inside, start)
 
 
+def steps_per_pass(count: int, batch_size: int) -> int:
+    """Batches that a pass over `count` samples takes."""
+    return -(-count // batch_size)
+
+
 def training_indices(count: int, batch_size: int, step: int, seed: int) -> np.ndarray:
     """The rows of training batch `step`: a fresh seeded permutation per pass, batches always full.
 

@@ -32,22 +32,17 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
       InputError: some of the three are missing, or the processes cannot be joined.
     """
     given = (coordinator, num_processes, process_id)
-    join = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
-    if cluster and given == (None, None, None):
-        pass
-    elif None in given:
+    if None in given and not (cluster and given == (None, None, None)):
         raise InputError(
             f"--coordinator={coordinator} --num_processes={num_processes} --process_id={process_id}; allowed: all "
             "three, or --cluster alone where the cluster knows them"
         )
-    elif not 0 <= process_id < num_processes:
+    if process_id is not None and not 0 <= process_id < num_processes:
         raise InputError(
             f"--process_id is {process_id}; allowed: 0 to {num_processes - 1}, one less than --num_processes"
         )
-    else:
-        join = functools.partial(join, coordinator, num_processes, process_id)
     try:
-        join()
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(

@@ -83,7 +83,8 @@ def batch_evidence(
       assignments: int `[B, h, w]`, the prototype of every location.
     """
     features = model.features(variables, images)
-    logits = model.head(variables, features)
+    with jax.default_matmul_precision("highest"):
+        logits = model.head(variables, features)
     classes = labels if target == "label" else logits.argmax(-1)
     maps = saliency_maps(model, variables, features, classes, cam=cam)
     with jax.default_matmul_precision("highest"):

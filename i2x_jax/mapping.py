@@ -18,7 +18,7 @@ from i2x_jax.config import InputError
 from i2x_jax.cross_validation import Moments, class_moments, cross_validate, ridge, total_slope_sse
 
 NUM_FOLDS = 5
-# A reference error (per held-out row, summed over classes) below this leaves nothing to explain.
+# SST (per held-out row, summed over classes) below this leaves nothing to explain.
 NOTHING_TO_EXPLAIN = 1e-4
 # Rows that a class needs before it takes part: with three, every nested training set still holds one of them.
 MIN_ROWS = 3
@@ -29,8 +29,8 @@ FOLD_STREAM, NULL_STREAM, BOOTSTRAP_STREAM = range(3)
 class SampleFit(NamedTuple):
     """Ridge of dY on dP over the samples of some classes, and how much of dY it explains (DESIGN section 2.6).
 
-    Every ratio is 1 - SSE/SSE of a reference, pooled over outputs and over the held-out rows of all folds; NaN where
-    the reference is below 1e-4 per held-out row.
+    Every ratio is 1 - SSE/SSE of a reference, pooled over outputs and over the held-out rows of all folds; all are NaN
+    where SST, the error of the training folds' mean, is below 1e-4 per held-out row.
     """
 
     beta: np.ndarray  # float64 [K,M], confidence per unit of intensity; exactly 0 where not estimable
@@ -143,7 +143,7 @@ def r2_groups(
                 error = dY[scored] - dP[scored] @ beta
                 spread = dY[scored] - dY[fit].mean(0, dtype=np.float64)
                 tally[entry] += np.sum(error**2), np.sum(spread**2), scored.sum()
-    r2 = np.array([_explained(sse, sst, rows) for sse, sst, rows in tally])
+    r2 = np.array([_explained(sse, sst, rows > 0 and sst >= NOTHING_TO_EXPLAIN * rows) for sse, sst, rows in tally])
     return float(r2[-1]), r2[:-1]
 
 
@@ -242,12 +242,11 @@ def _require_finite(**arrays):
             )
 
 
-def _explained(sse, reference, rows):
-    """1 - SSE/reference; entry 0 (dY itself) decides whether there was something to explain."""
+def _explained(sse, reference, measurable):
+    """1 - SSE/reference; NaN where nothing is measurable, or the reference is perfect."""
     sse, reference = np.asarray(sse), np.asarray(reference)
-    if reference.flat[0] < NOTHING_TO_EXPLAIN * rows or rows == 0:
-        return np.full(sse.shape, np.nan)
-    return 1 - sse / reference
+    ratio = sse / np.where(reference > 0, reference, np.nan)
+    return 1 - ratio if measurable else np.full(sse.shape, np.nan)
 
 
 def _fit_subset(classes):
@@ -261,7 +260,8 @@ def _fit_subset(classes):
     # Within one class both models are the same.
     sse_within, sse_class, _ = cross_validate(pooled, members) if len(members) > 1 else (sse, sst, fraction)
     sse_total = sum(map(total_slope_sse, members))
-    r2, gain = _explained(sse, sst, rows), _explained(sse_within, sse_class, rows)
+    measurable = rows > 0 and sst[0] >= NOTHING_TO_EXPLAIN * rows
+    r2, gain = _explained(sse, sst, measurable), _explained(sse_within, sse_class, measurable)
 
     x, y, xx = pooled.x.sum(0), pooled.y[:, 0].sum(0), pooled.xx.sum(0)
     count = max(rows, 1)
@@ -273,10 +273,10 @@ def _fit_subset(classes):
         ridge_lambda=float(fraction * count),
         estimable=estimable,
         r2=float(r2[0]),
-        r2_class=float(_explained(sse_class[0], sst[0], rows)),
-        r2_total=float(_explained(sse_total, sst[0], rows)),
+        r2_class=float(_explained(sse_class[0], sst[0], measurable)),
+        r2_total=float(_explained(sse_total, sst[0], measurable)),
         gain=float(gain[0]),
-        gain_total=float(_explained(sse_within[0], sse_total, rows)),
+        gain_total=float(_explained(sse_within[0], sse_total, measurable)),
         gain_null=_summary(gain[1:]),
         r2_null=_summary(r2[1:]),
         bootstrap=np.zeros((0, *beta.shape)),

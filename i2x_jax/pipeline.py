@@ -48,8 +48,8 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
     last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
     splits = dataset_of(config, data_dir)
     check_feasible(config, splits)
-    directory.check_config(config)
     with directory.locked():
+        directory.check_config(config)
         directory.barrier("directory checked")
         write_header(directory, config, splits)
         directory.barrier("header written")

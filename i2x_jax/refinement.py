@@ -1,6 +1,5 @@
 """Fine-tuning on curated samples, beside the controls that tell whether curation was the cause (DESIGN 2.9)."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 import optax
 import scipy.stats
 
-from i2x_jax.data import Dataset
+from i2x_jax.data import Dataset, steps_per_pass
 from i2x_jax.models import Model, Variables
 from i2x_jax.training import init_state, loss_and_accuracy, predict, recompute_batch_norm, run_steps, zero_totals
 
@@ -18,11 +17,6 @@ FULL, RANDOM = "full", "random"
 def phases(strategy: str) -> tuple[str, ...]:
     """The sets a strategy trains on, one per phase: 'curated>full' is ('curated', 'full')."""
     return tuple(strategy.split(">"))
-
-
-def phase_steps(num_samples: int, batch_size: int) -> int:
-    """Steps of one phase, the same for every strategy however many samples its set has."""
-    return math.ceil(num_samples / batch_size)
 
 
 def left_out_sets(
@@ -95,7 +89,8 @@ def refine_seed(
     Returns:
       For each strategy its `outcome`.
     """
-    steps = phase_steps(len(train.labels), batch_size)
+    # The same for every strategy, however many samples its set has.
+    steps = steps_per_pass(len(train.labels), batch_size)
 
     def run_phase(start, name, seed):
         subset = train.take(np.setdiff1d(np.arange(len(train.labels)), left_out[name]))
@@ -192,9 +187,9 @@ def differences(table: dict) -> list[dict]:
 
 
 def paired_interval(values: np.ndarray) -> dict:
-    """Mean and 95 % t interval of paired differences; no interval from a single seed."""
+    """Mean and 95 % t interval of paired differences; none from a single seed, or where all differences are equal."""
     mean = float(values.mean())
-    if len(values) < 2:
+    if len(values) < 2 or np.ptp(values) == 0:
         return {"mean": mean, "low": None, "high": None}
     reach = float(scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return {"mean": mean, "low": mean - reach, "high": mean + reach}

@@ -4,8 +4,10 @@ Nothing here needs JAX until a model or its weights are asked for, so that looki
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -41,6 +43,8 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "contact_sheet": ("explain", (CONTACT_SHEET,)),
     "refine": ("refine", (REFINEMENT,)),
 }
+# What the system says of a folder that cannot be written to; other errors are bugs and keep their traceback.
+UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 STAGES = tuple(dict.fromkeys(stage for stage, _ in STEPS.values()))
 
 
@@ -83,12 +87,20 @@ class RunDirectory:
                 ) from None
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise InputError(_unusable(self.path, PermissionError("no permission to write")))
+            self._discard_leftovers()
             yield
         except OSError as error:
-            # A full disk, for one.
+            if error.errno not in UNUSABLE:
+                raise
             raise InputError(_unusable(self.path, error)) from None
         finally:
             os.close(handle)
+
+    def _discard_leftovers(self):
+        """Removes what a killed process left half-made, and what is no longer needed to go on from."""
+        patterns = (".tmp-*", ".refine-seed-*.json") if self.complete("refine") else (".tmp-*",)
+        for path in itertools.chain.from_iterable(self.path.glob(pattern) for pattern in patterns):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def check_config(self, config: Config) -> None:
         """Raises `InputError` if the folder holds another run, or something that is not a run."""

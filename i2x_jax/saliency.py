@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from i2x_jax.config import SIGNED_CAMS
 from i2x_jax.models import Model, Variables
 
 Head = Callable[[jax.Array], jax.Array]
@@ -24,9 +25,7 @@ def gradcam(head: Head, features: jax.Array, class_index: int, against: int | No
       head: `[h, w, d] -> [M]`.
       features: feature map `[h, w, d]` of one sample.
       class_index: the class whose logit is explained.
-      against: explain the margin of that logit over this class's instead; the map is then signed, without ReLU. With
-        GradCAM and HiResCAM, swapping the two classes turns its sign; LayerCAM and GradCAM++ count rising gradients
-        only, and it does not.
+      against: explain the margin of that logit over this class's instead; the map is then signed, without ReLU.
 
     Returns:
       `[h, w]`, in logits.
@@ -34,9 +33,9 @@ def gradcam(head: Head, features: jax.Array, class_index: int, against: int | No
     return _explain(gradcam_rule, head, features, class_index, against)
 
 
-def gradcam_plus_plus(head: Head, features: jax.Array, class_index: int, against: int | None = None) -> jax.Array:
-    """GradCAM++ (Chattopadhay et al. 2018, arXiv:1710.11063); arguments and result as in `gradcam`."""
-    return _explain(gradcam_plus_plus_rule, head, features, class_index, against)
+def gradcam_plus_plus(head: Head, features: jax.Array, class_index: int) -> jax.Array:
+    """GradCAM++ (Chattopadhay et al. 2018, arXiv:1710.11063); as `gradcam`, but of one logit only."""
+    return _explain(gradcam_plus_plus_rule, head, features, class_index, None)
 
 
 def hirescam(head: Head, features: jax.Array, class_index: int, against: int | None = None) -> jax.Array:
@@ -44,9 +43,9 @@ def hirescam(head: Head, features: jax.Array, class_index: int, against: int | N
     return _explain(hirescam_rule, head, features, class_index, against)
 
 
-def layercam(head: Head, features: jax.Array, class_index: int, against: int | None = None) -> jax.Array:
-    """LayerCAM: `relu(sum_d relu(g_d) F_d)` (Jiang et al. 2021); arguments and result as in `gradcam`."""
-    return _explain(layercam_rule, head, features, class_index, against)
+def layercam(head: Head, features: jax.Array, class_index: int) -> jax.Array:
+    """LayerCAM: `relu(sum_d relu(g_d) F_d)` (Jiang et al. 2021); as `gradcam`, but of one logit only."""
+    return _explain(layercam_rule, head, features, class_index, None)
 
 
 def gradcam_rule(features: jax.Array, gradient: jax.Array) -> jax.Array:
@@ -98,11 +97,13 @@ def saliency_maps(
       features: `[B, h, w, d]`.
       classes: int `[B]`, the class explained of each sample.
       against: int `[B]`, see `gradcam`; None for plain logits.
-      cam: one of `RULES`.
+      cam: one of `RULES`; with `against` one of `config.SIGNED_CAMS`.
 
     Returns:
       float32 `[B, h, w]`, in logits.
     """
+    if against is not None and cam not in SIGNED_CAMS:
+        raise ValueError(f"{cam} has no signed map of a margin; {SIGNED_CAMS} do")
     with jax.default_matmul_precision("highest"):
         if model.linear_head:
             weights = model.linear_head(variables)[0].T / (features.shape[1] * features.shape[2])

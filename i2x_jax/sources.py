@@ -1,6 +1,7 @@
 """Where images come from: the sets embedded in scikit-learn, and TensorFlow Datasets read without TensorFlow."""
 
 import difflib
+import glob
 import os
 from collections.abc import Callable
 
@@ -42,25 +43,31 @@ def read_tfds(
       memory_budget: bytes that the images may take; None for half of the machine's memory.
 
     Raises:
-      InputError: unknown set or split, not prepared or damaged, not images with one label, images of several sizes, or
-        too large for the memory.
+      InputError: unknown set or split, not prepared or damaged, not images with one label, images of several sizes,
+        labels that are no class, or too large for the memory.
     """
     # TFDS takes most of a second to import, and the embedded sets do without.
     import tensorflow_datasets as tfds
 
     try:
         builder = tfds.builder(name, data_dir=data_dir)
-    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError):
-        known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "set --config.data.name"
-        allowed = f"{', '.join(EMBEDDED)}, or an image set of TensorFlow Datasets such as mnist or cifar10"
-        raise InputError(f"unknown data set {name!r}; allowed: {allowed}; {hint}") from None
     except ImportError as error:
         raise InputError(
             f"data set {name!r} cannot be read ({str(error).splitlines()[0]}); allowed: an image-classification set "
             "that needs no further package; choose another --config.data.name"
         ) from None
+    # Whatever TFDS and protocol buffers raise for a name or a description of a set: they share no class of errors.
+    except Exception as error:
+        if damaged := _description(name, data_dir or tfds.core.constants.DATA_DIR):
+            raise InputError(
+                f"data set {name!r} in {os.path.dirname(damaged)} cannot be read ({_reason(error)}); allowed: complete "
+                "dataset_info.json and features.json; copy or prepare it again"
+            ) from None
+        known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
+        close = difflib.get_close_matches(name, known, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "set --config.data.name"
+        allowed = f"{', '.join(EMBEDDED)}, or an image set of TensorFlow Datasets such as mnist or cifar10"
+        raise InputError(f"unknown data set {name!r}; allowed: {allowed}; {hint}") from None
     folder, root = os.fspath(builder.data_path), os.fspath(builder._data_dir_root)
     if not os.path.isdir(folder):
         raise InputError(
@@ -89,8 +96,8 @@ def read_tfds(
             f"split {wanted!r} of {name!r} takes {needed:,} bytes of memory as {count:,} images of "
             f"{height}x{width}x{shape[2]}; allowed: {budget:,} bytes; set a smaller --config.data.image_size"
         )
-    images, labels = np.empty((count, height, width, shape[2]), np.uint8), np.empty(count, np.int32)
     try:
+        images, labels = np.empty((count, height, width, shape[2]), np.uint8), np.empty(count, np.int32)
         source = builder.as_data_source(wanted)
         for start in range(0, count, READ_AT_ONCE):
             rows = range(start, min(start + READ_AT_ONCE, count))
@@ -105,12 +112,34 @@ def read_tfds(
         ) from None
     # Damaged files show as RuntimeError (array_record), ValueError (protocol buffers), OSError or KeyError.
     except (RuntimeError, ValueError, OSError, KeyError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
         raise InputError(
-            f"data set {name!r} in {folder} cannot be read ({reason}); allowed: complete array_record files; "
+            f"data set {name!r} in {folder} cannot be read ({_reason(error)}); allowed: complete array_record files; "
             "copy or prepare it again"
         ) from None
-    return images, labels, tuple(builder.info.features[label_key].names)
+    class_names = tuple(builder.info.features[label_key].names)
+    # Some sets mark samples whose label is kept secret by -1.
+    strange = labels[(labels < 0) | (labels >= len(class_names))]
+    if strange.size:
+        raise InputError(
+            f"data set {name!r} in {folder} has {strange.size:,} samples without a class in split {wanted!r} (label "
+            f"{strange[0]}); allowed: 0 to {len(class_names) - 1}; choose another --config.data.name"
+        )
+    return images, labels, class_names
+
+
+def _description(name, data_dir):
+    """The dataset_info.json of a set that somebody has prepared, or None."""
+    set_name = name.partition("/")[0].partition(":")[0]
+    if not set_name.isidentifier():
+        return None
+    folder = os.path.join(glob.escape(os.path.expanduser(data_dir)), set_name)
+    return next(glob.iglob(os.path.join(folder, "**", "dataset_info.json"), recursive=True), None)
+
+
+def _reason(error):
+    # TFDS puts what it was doing before what went wrong.
+    text = str(error).rpartition('}": ')[2].strip()
+    return (text.splitlines() or [type(error).__name__])[0][:160]
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:

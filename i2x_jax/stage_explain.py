@@ -60,15 +60,19 @@ def find_prototypes(directory: RunDirectory, work: Run) -> None:
         restarts=config.explain.restarts,
     )
     nearest = [fetch(prototypes.assign(block, found.centroids)) for block, _ in every]
-    assignments = np.concatenate(nearest)[:locations].astype(np.int16)
+    nearest = np.concatenate(nearest)[:locations]
+    # K-means orders its clusters by the rows it was fitted on; ids follow the size over all locations.
+    counts = np.bincount(nearest, minlength=config.explain.num_prototypes)
+    order = np.argsort(-counts, kind="stable")
+    assignments = np.argsort(order)[nearest].astype(np.int16)
     with directory.making("prototypes") as folder:
         np.savez(
             folder / "prototypes.npz",
             mean=np.asarray(pca.mean),
             components=np.asarray(pca.components),
             explained_variance_ratio=np.asarray(pca.explained_variance_ratio),
-            centroids=np.asarray(found.centroids),
-            counts=np.bincount(assignments, minlength=config.explain.num_prototypes).astype(np.int64),
+            centroids=np.asarray(found.centroids)[order],
+            counts=counts[order].astype(np.int64),
             inertia=np.float64(found.inertia),
             fitted_locations=np.int64(wanted),
         )
@@ -318,9 +322,9 @@ def draw_contact_sheet(directory: RunDirectory, work: Run) -> None:
 
     def maps_of(rows):
         features = model.features(variables, dataset.images[rows])
-        return np.asarray(
-            saliency.saliency_maps(model, variables, features, dataset.labels[rows], cam=config.explain.cam)
-        )
+        by_label = config.explain.target == "label"
+        classes = dataset.labels[rows] if by_label else model.head(variables, features).argmax(-1)
+        return np.asarray(saliency.saliency_maps(model, variables, features, classes, cam=config.explain.cam))
 
     with directory.making("contact_sheet") as folder:
         sheet = contact_sheet(

@@ -3,6 +3,7 @@
 import numpy as np
 
 from i2x_jax import refinement, training
+from i2x_jax.data import steps_per_pass
 from i2x_jax.run_directory import REFINEMENT, Run, RunDirectory, read_json
 
 
@@ -13,7 +14,7 @@ def refine(directory: RunDirectory, work: Run) -> None:
     curated = work.arrays("curated")
     pair = tuple(int(label) for label in curated["pair"])
     variables = work.variables(work.steps[-1])
-    steps = refinement.phase_steps(len(labels), config.train.batch_size)
+    steps = steps_per_pass(len(labels), config.train.batch_size)
     optimizer = training.make_optimizer(
         config.train.optimizer, settings.learning_rate, config.train.weight_decay, steps, config.train.warmup
     )

@@ -8,15 +8,14 @@ import numpy as np
 from i2x_jax import training
 from i2x_jax.checkpoints import Checkpoints, present_steps, select_steps
 from i2x_jax.config import Config, InputError
-from i2x_jax.data import Dataset
+from i2x_jax.data import Dataset, steps_per_pass
 from i2x_jax.distributed import fetch, replicate
-from i2x_jax.refinement import phase_steps
 from i2x_jax.run_directory import CHECKPOINTS, Run, RunDirectory
 
 
 def checkpoint_steps(config: Config, train: Dataset) -> tuple[int, ...]:
     """The steps whose checkpoints are kept and analysed."""
-    total = phase_steps(len(train.labels), config.train.batch_size) * config.train.epochs
+    total = steps_per_pass(len(train.labels), config.train.batch_size) * config.train.epochs
     return select_steps(config.train.checkpoints, config.train.num_checkpoints, total)
 
 
@@ -92,6 +91,8 @@ def train(directory: RunDirectory, work: Run) -> None:
                         f"{directory.path / CHECKPOINTS / str(start)}; allowed: a finite loss; train in another "
                         f"--workdir with a lower --config.train.learning_rate than {settings.learning_rate}"
                     ) from None
+        # A process may have been killed between its last checkpoint and the removal of the one before.
+        checkpoints.remove(passing)
     with directory.making("train") as folder:
         np.save(folder / "labels.npy", splits.train.labels)
         np.save(folder / "steps.npy", np.array(kept, np.int32))

@@ -155,7 +155,7 @@ def build_explanation(
                 samples=np.sum(labels == c),
                 shared=tuple(np.flatnonzero(shared_by[c])),
                 specialised=tuple(special[c]),
-                support=_supports(support[:, :, c], agreement[:, :, c], contributions[:, c, :, c]),
+                support=_supports(support[:, :, c], agreement[:, :, c], contributions[:, c, :, c], mapping["r2"]),
             )
             for c, name in enumerate(classes)
         ),
@@ -207,10 +207,15 @@ def _prototypes(counts, centroids, contributions, classes):
     return tuple(records)
 
 
-def _supports(support, agreement, contributions):
-    """The stable supports of one class, strongest first within each interval: support [T-1,K], contributions [T,K]."""
+def _supports(support, agreement, contributions, r2):
+    """The stable supports of one class, strongest first within each interval: support [T-1,K], contributions [T,K].
+
+    Of intervals in which too little changed to measure a fit (r2 is NaN) there are none.
+    """
     records = []
     for t, of_interval in enumerate(support):
+        if np.isnan(r2[t]):
+            continue
         stable = np.flatnonzero((agreement[t] >= uncertainty.STABLE) & (of_interval != 0) & ~np.isnan(of_interval))
         for k in stable[np.argsort(-abs(of_interval[stable]), kind="stable")][:MAX_SUPPORT]:
             contribution, change = contributions[t + 1, k], contributions[t + 1, k] - contributions[t, k]

@@ -47,6 +47,14 @@ def refused(key, value):
     return message
 
 
+def test_a_margin_needs_a_signed_map():
+    for cam in ("gradcam", "hirescam"):
+        assert made("explain", {"pair_target": "margin", "cam": cam}).cam == cam
+    for cam in ("gradcam++", "layercam"):
+        with pytest.raises(InputError, match=r"allowed: gradcam, hirescam; set --config\.explain\.cam"):
+            from_config_dict({"explain": {"pair_target": "margin", "cam": cam}})
+
+
 def keys_of(group=Config, prefix=""):
     for field in dataclasses.fields(group):
         if dataclasses.is_dataclass(field.type):

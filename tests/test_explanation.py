@@ -178,10 +178,13 @@ def test_support_is_capped_for_each_class_and_interval():
     k = structure.MAX_SUPPORT + 3
     run = planted_support(counts=np.ones(k, int), centroids=np.eye(k), area=np.ones((12, k), int))
     run["intensity"] = np.random.default_rng(0).uniform(size=(3, 12, k))
-    run["mapping"] |= {"beta": np.ones((2, k, 3)), "sign_agreement": np.ones((2, k, 3))}
+    run["mapping"] |= {"beta": np.ones((2, k, 3)), "sign_agreement": np.ones((2, k, 3)), "r2": np.ones(2)}
     run |= {"contributions": np.zeros((3, 3, k, 3)), "pairs": {}}
     supports = structure.build_explanation(**run).for_class("dog").support
     assert [record.interval for record in supports] == [0] * structure.MAX_SUPPORT + [1] * structure.MAX_SUPPORT
+    run["mapping"]["r2"] = np.array([np.nan, 0.1])  # too little changed in the first interval to measure a fit
+    supports = structure.build_explanation(**run).for_class("dog").support
+    assert [record.interval for record in supports] == [1] * structure.MAX_SUPPORT
 
 
 def test_pairs_come_most_confused_first_with_their_confusions():

@@ -23,8 +23,6 @@ NETWORKS = {
     "inception_v3": (inception_v3, 32),
 }
 BATCH_NORM_MOMENTUM = 0.9
-# Initial weights are drawn once; compiling their random numbers well takes a CPU many times as long as drawing them.
-QUICK_COMPILATION = {"cpu": {"xla_backend_optimization_level": 0}}
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, nested dicts of arrays
 
@@ -155,7 +153,7 @@ def create(
     return Model(
         features=features,
         head=head,
-        init=jax.jit(init, compiler_options=QUICK_COMPILATION.get(jax.default_backend())),
+        init=jax.jit(init),
         train_logits=lambda variables, images: train_mode(training, variables, images),
         batch_statistics=lambda variables, images: train_mode(calibration, variables, images)[1],
         linear_head=linear_head if tap == network.names[-1] else None,

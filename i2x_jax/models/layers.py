@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -125,7 +126,7 @@ class StagedNetwork(nnx.Module):
         """From the feature map after stage `tap` to logits `[B, M]`."""
         for stage in self.stages(self.names.index(tap) + 1, None):
             x = stage(x)
-        return self.classifier(x.mean(axis=(1, 2)))
+        return self.classifier(x.astype(jnp.float32).mean(axis=(1, 2)))
 
     def receptive_field(self, tap: str) -> int:
         """Side, in pixels, of the square of the image that one location of the map after `tap` depends on."""
@@ -141,5 +142,5 @@ class StagedNetwork(nnx.Module):
 
 
 def classifier(inputs: int, num_classes: int, settings: Settings) -> nnx.Linear:
-    """The linear layer after the global average pool."""
-    return nnx.Linear(inputs, num_classes, dtype=settings.dtype, rngs=settings.rngs)
+    """The linear layer after the global average pool; float32 throughout, so that contributions add up to logits."""
+    return nnx.Linear(inputs, num_classes, dtype=jnp.float32, rngs=settings.rngs)

@@ -1,9 +1,15 @@
 """A finished run in one screen of text."""
 
 import collections
+from collections.abc import Collection
+
+import numpy as np
 
 from i2x_jax.explanation import Explanation, PairExplanation
 from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, REFINEMENT, Run
+
+# Relative error of contributions from which they are said not to add up; rounding stays far below.
+INCOMPLETE = 1e-3
 
 
 def summary(run: Run) -> str:
@@ -11,9 +17,13 @@ def summary(run: Run) -> str:
     parts = [accuracy(run.metrics)]
     if (run.path / EXPLANATION).exists():
         parts += [fidelity(run.explanation), told_apart(run.explanation)]
+        errors = run.arrays("contributions")["completeness_error"]
+        if errors.max() > INCOMPLETE:
+            parts.append(completeness(errors))
     if (run.path / REFINEMENT).exists():
         names = run.refinement["pair"]
-        parts += [wavering(run.explanation.pair(*names)), refinement(run.refinement)]
+        skipped = set(run.arrays("curated")["skipped"].tolist())
+        parts += [wavering(run.explanation.pair(*names), skipped), refinement(run.refinement)]
     where = [f"Run directory    {run.path}"]
     if (run.path / CONTACT_SHEET).exists():
         where.append(f"Contact sheet    {run.path / CONTACT_SHEET}")
@@ -28,19 +38,26 @@ def accuracy(metrics: list[dict]) -> str:
 
 
 def fidelity(explanation: Explanation) -> str:
-    """How much of the change of confidence the prototypes explain beyond the class mean, beside the null."""
+    """How much of the change of confidence the prototypes explain, beside what they have to beat."""
     lines = [
         "How much prototype change explains of confidence change, on held-out samples (1 = all)",
-        "  r2 knows what the class alone tells; gain is over the class mean, and counts only above its null (95 %)",
-        f"  {'steps':>13} {'groups':>6} {'noise':>6} {'same':>6} {'r2':>6} {'r2 class':>8} {'gain':>6} {'null':>6}",
+        "  r2 of what the class alone tells, of class and total saliency, and of the prototypes; gain of class and",
+        "  prototypes over the class, beside its null (95 %), and over class and total saliency",
+        f"  {'':>11} {'samples':>22} {'r2':>22} {'gain over':>20}",
+        f"  {'steps':>11} {'groups':>8} {'noise':>6} {'same':>6} {'class':>8} {'total':>6} {'protos':>6} {'class':>6}"
+        f" {'null':>5} {'total':>7}",
     ]
     for each in explanation.intervals:
-        verdict = "" if each.above_null else "  not above its null"
-        if each.gain is None:
-            verdict = "  too little changed to measure"
+        if each.r2 is None:
+            verdict = "too little changed to measure"
+        elif not each.above_null:
+            verdict = "not above its null"
+        else:
+            verdict = "" if each.gain_total is None or each.gain_total > 0 else "total saliency tells more"
         lines.append(
-            f"  {f'{each.from_step}-{each.to_step}':>13} {each.groups:>6} {each.noise:>6} {each.unchanged:>6}"
-            f" {_number(each.r2)} {_number(each.r2_class, 8)} {_number(each.gain)} {_number(each.null[1])}{verdict}"
+            f"  {f'{each.from_step}-{each.to_step}':>11} {each.groups:>8} {each.noise:>6} {each.unchanged:>6}"
+            f" {_number(each.r2_class, 8)} {_number(each.r2_total)} {_number(each.r2)} {_number(each.gain)}"
+            f" {_number(each.null[1], 5)} {_number(each.gain_total, 7)}  {verdict}".rstrip()
         )
     return "\n".join(lines)
 
@@ -63,23 +80,33 @@ def told_apart(explanation: Explanation, most: int = 5) -> str:
     return "\n".join(lines if apart else lines[:1] + lines[3:])
 
 
-def wavering(pair: PairExplanation, most: int = 8) -> str:
-    """The pair that is refined and its uncertain prototypes."""
+def wavering(pair: PairExplanation, skipped: Collection[int], most: int = 8) -> str:
+    """The pair that is refined and its uncertain prototypes; `skipped` are those that curation passed over."""
     apart = "never told apart" if pair.told_apart is None else f"told apart from step {pair.told_apart}"
     lines = [
-        f"Pair {pair.a}/{pair.b}: {apart}; validation: {pair.confusions[0]} of {pair.a} taken for {pair.b}, "
-        f"{pair.confusions[1]} of {pair.b} for {pair.a}"
+        f"Pair {pair.a}/{pair.b}: {apart}; on validation {pair.confusions[0]} of class {pair.a} were taken for "
+        f"{pair.b}, and {pair.confusions[1]} of class {pair.b} for {pair.a}"
     ]
     counted = sum(pair.counted or ())
     lines.append(f"  intervals whose fit beats its null: {counted} of {len(pair.counted or ())}")
-    if pair.uncertain:
-        lines.append("  uncertain prototypes (score in confidence; sign flips over all intervals):")
-        lines += [f"    {each.prototype:>4}  {each.score:.4f}  {each.flips} flips" for each in pair.uncertain[:most]]
-        if pair.uncertain[most:]:
-            lines.append(f"    and {len(pair.uncertain) - most} with lower scores")
-    else:
+    if not pair.uncertain:
         lines.append("  no prototype wavers with a stable sign between counted intervals: nothing to curate")
+        return "\n".join(lines)
+    lines.append("  uncertain prototypes (score in confidence; sign flips over all intervals):")
+    for each in pair.uncertain[:most]:
+        note = "  skipped: would leave out too much of a class" if each.prototype in skipped else ""
+        lines.append(f"    {each.prototype:>4}  {each.score:.4f}  {each.flips} flips{note}")
+    if pair.uncertain[most:]:
+        lines.append(f"    and {len(pair.uncertain) - most} with lower scores")
     return "\n".join(lines)
+
+
+def completeness(errors: np.ndarray) -> str:
+    """A line where contributions do not add up to the logits: then they are gradient x activation, no more."""
+    return (
+        f"Contributions miss the logits by up to {100 * errors.max():.0f} % of the largest: the head is not linear, "
+        "and they are gradient x activation"
+    )
 
 
 def refinement(table: dict) -> str:
