@@ -29,6 +29,7 @@ SMALL = (
     "--config.train.learning_rate=0.02",
     "--config.train.batch_size=32",
     "--config.train.num_checkpoints=8",
+    "--config.train.resume_every=30",
     "--config.data.max_train=400",
     "--config.data.augment=none",
     "--config.model.width=4",
