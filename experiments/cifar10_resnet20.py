@@ -3,6 +3,8 @@
     python run.py --config=experiments/cifar10_resnet20.py
     python run.py --config=experiments/cifar10_resnet20.py --config.data.max_train=20000 --workdir=runs/cifar10-20k
 
+Time and accuracy: not yet measured here.
+
 CIFAR-10 must be prepared in --data_dir or TFDS_DATA_DIR (BUILD.md, "Data").
 """
 

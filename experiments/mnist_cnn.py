@@ -2,6 +2,8 @@
 
     python run.py --config=experiments/mnist_cnn.py
 
+Time and accuracy: not yet measured here to the end.
+
 MNIST must be prepared in --data_dir or TFDS_DATA_DIR (BUILD.md, "Data").
 """
 
