@@ -58,8 +58,8 @@ class Support:
     """How a prototype's change moved a class's confidence in one interval, with a sign that the bootstrap agrees on.
 
     `contribution` (logits) is the mean over the class's samples at the end of the interval, `change` that over the
-    interval; behind a linear head they are exact. Where `disagrees` is set, the signs of support and contribution differ,
-    and an exact contribution is the one to believe.
+    interval; behind a linear head they are exact. Where `disagrees` is set, the signs of support and contribution
+    differ, and an exact contribution is the one to believe.
     """
 
     interval: int
