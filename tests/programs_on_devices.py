@@ -1,0 +1,117 @@
+"""Computes the same on however many devices and processes it is given, for `test_distributed.py` to compare.
+
+    python -m tests.programs_on_devices OUTPUT.npz [COORDINATOR NUM_PROCESSES PROCESS_ID]
+
+Every program starts from numbers drawn on the host, never from what another program computed here: nothing but the
+distribution differs between two outputs.
+"""
+
+import sys
+
+import jax
+import numpy as np
+
+from i2x_jax import data, distributed, evidence, models, prototypes, stage_explain, training
+from tests.helpers import drawn
+
+SEED, STEPS, BATCH, PROTOTYPES = 3, 5, 32, 6
+# More than one block of `stage_explain.blocks` on a CPU, the last one not full.
+POINTS = (20_001, 5)
+
+
+def trained(model, variables, dataset):
+    """Parameters and exact BatchNorm statistics after a few steps."""
+    optimizer = training.make_optimizer("adamw", 4e-3, 1e-2, 2 * STEPS, 0.1)
+    state, totals = training.run_steps(
+        model,
+        optimizer,
+        "shift",
+        training.init_state(variables, optimizer),
+        training.zero_totals(),
+        dataset,
+        BATCH,
+        SEED,
+        0,
+        STEPS,
+    )
+    variables = training.recompute_batch_norm(model, state.variables, training.batch_norm_images(dataset, SEED))
+    variables, totals = distributed.fetch((variables, totals))
+    return {
+        **{
+            f"trained {jax.tree_util.keystr(path)}": leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+        },
+        "loss": totals.loss,
+        "correct": totals.correct,
+    }
+
+
+def measured(model, variables, dataset, rng):
+    """Maps, intensities, confidences and contributions; rows that another process writes stay NaN."""
+    assignments = rng.integers(PROTOTYPES, size=(len(dataset.labels), *model.feature_shape[:2])).astype(np.int16)
+    intensity = np.full((len(dataset.labels), PROTOTYPES), np.nan, np.float32)
+    confidence = np.full((len(dataset.labels), len(dataset.class_names)), np.nan, np.float32)
+    contributions = evidence.measure_checkpoint(
+        model, variables, dataset, assignments, PROTOTYPES, "gradcam", "label", BATCH, intensity, confidence
+    )
+    first = next(data.batches(dataset, BATCH))
+    arrays = distributed.shard((first.images, first.labels, first.mask, assignments[:BATCH]))
+    batch = evidence.batch_evidence(model, PROTOTYPES, "gradcam", "label", variables, *arrays)
+    return {
+        "maps": distributed.fetch(batch.maps),
+        "own intensity": intensity,
+        "own confidence": confidence,
+        "logits": training.predict(model, variables, dataset, BATCH),
+        "contributions": contributions.mean,
+        "contributions_std": contributions.std,
+    }
+
+
+def clustered(model, variables, dataset, rng):
+    """PCA of feature vectors; and of points drawn, their nearest centroids and one step of Lloyd's iterations."""
+    moments = None
+    for batch in data.batches(dataset, BATCH):
+        rows = model.features(variables, distributed.shard(batch.images)).reshape(-1, model.feature_shape[2])
+        weights = distributed.shard(batch.mask.repeat(len(rows) // BATCH).astype(np.float32))
+        if moments is None:
+            moments = prototypes.moments_start(rows, weights)
+        else:
+            moments = prototypes.moments_add(moments, rows, weights)
+    pca = prototypes.pca(moments, 4)
+    points, centroids = (rng.normal(size=shape).astype(np.float32) for shape in (POINTS, (PROTOTYPES, POINTS[1])))
+    blocks = stage_explain.blocks(points)
+    step = prototypes._lloyd(*zip(*blocks, strict=True), centroids, max_iterations=1, threshold=0)
+    nearest = np.concatenate([distributed.fetch(prototypes.assign(block, centroids)) for block, _ in blocks])
+    return {
+        "pca_mean": pca.mean,
+        "pca_components": pca.components,
+        "pca_ratio": pca.explained_variance_ratio,
+        "points": points,
+        "start": centroids,
+        "assignments": nearest[: len(points)],
+        "centroids": step.centroids,
+        "inertia": step.inertia,
+        "whole blocks": len(blocks),
+    }
+
+
+def main(output, coordinator=None, num_processes=None, process_id=None):
+    """Runs every program and saves what each made."""
+    if coordinator:
+        distributed.start(coordinator, int(num_processes), int(process_id), cluster=False)
+    dataset = data.load_splits("digits", 0.15, max_train=210).train
+    model = models.create("cnn", num_classes=10, image_shape=(8, 8, 1), width=4)
+    variables = drawn(model, SEED)
+    rng = np.random.default_rng(SEED)
+    np.savez(
+        output,
+        devices=jax.device_count(),
+        samples=len(dataset.labels),
+        **trained(model, variables, dataset),
+        **measured(model, variables, dataset, rng),
+        **clustered(model, variables, dataset, rng),
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
