@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from i2x_jax.config import InputError
-from i2x_jax.distributed import abstract, lost
+from i2x_jax.distributed import abstract, barrier, lost
 
 # What Orbax writes beside the arrays of a small model, generously: lists, shardings, lock files.
 CHECKPOINT_OVERHEAD = 2**20
@@ -121,6 +121,9 @@ class Checkpoints:
             self.wait()
             for step in steps if jax.process_index() == 0 else ():
                 shutil.rmtree(self.directory / str(step), ignore_errors=True)
+            barrier("checkpoints removed")
+            # The manager remembers what it found: a step that is gone could not be saved again.
+            self._manager.reload()
 
     @contextlib.contextmanager
     def _writing(self):

@@ -176,6 +176,7 @@ class TestRefusals:
         assert "'layer4' of resnet18; allowed: stem, stage1, stage2, stage3, stage4;" in one_line(error)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_used_inside_and_float32_comes_out():
     images = data.load("digits", "train", image_size=32).images[:8]
     settings = {"num_classes": 10, "image_shape": (32, 32, 1), "width": 8, "stem": "cifar"}
