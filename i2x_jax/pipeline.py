@@ -15,6 +15,7 @@ from i2x_jax import config as config_lib
 from i2x_jax.config import Config, InputError
 from i2x_jax.data import Splits, fingerprint
 from i2x_jax.distributed import barrier, is_main
+from i2x_jax.models import Model
 from i2x_jax.run_directory import CONFIG, STEPS, Run, RunDirectory, dataset_of, model_of, read_json
 from i2x_jax.stage_explain import draw_contact_sheet, find_prototypes, map_changes, measure_evidence
 from i2x_jax.stage_refine import refine
@@ -47,14 +48,16 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
     directory = RunDirectory(workdir, is_main(), barrier)
     last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
     splits = dataset_of(config, data_dir)
-    check_feasible(config, splits)
+    model = model_of(config, splits.train)
+    check_feasible(config, splits, model)
     with directory.locked():
         directory.check_config(config)
         directory.barrier("directory checked")
         write_header(directory, config, splits)
         directory.barrier("header written")
         work = Run(workdir, data_dir)
-        work.splits = splits
+        # At hand already: reading data and tracing a large network again would take seconds.
+        work.splits, work.model = splits, model
         for number, step in enumerate(list(STEPS)[: last + 1], 1):
             done = directory.complete(step)
             directory.barrier(f"{step} starts")
@@ -72,10 +75,10 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
                 )
 
 
-def check_feasible(config: Config, splits: Splits) -> None:
+def check_feasible(config: Config, splits: Splits, model: Model) -> None:
     """Raises `InputError` for settings that do not fit the data, the model or the devices, before any work is done."""
     train = splits.train
-    h, w, d = model_of(config, train).feature_shape
+    h, w, d = model.feature_shape
     places = min(len(train.labels) * h * w, config.explain.max_locations or math.inf)
     explain = config.explain
     for key, value, high, what in (
