@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2x_jax import prototypes
+from i2x_jax.compilation import jit
 from i2x_jax.config import InputError
 from i2x_jax.data import Dataset, batches
 from i2x_jax.distributed import divisible, fetch, own_rows, shard
@@ -57,7 +58,7 @@ class Contributions(NamedTuple):
     completeness_error: float
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_prototypes", "cam", "target"))
+@functools.partial(jit, static_argnames=("model", "num_prototypes", "cam", "target"))
 def batch_evidence(
     model: Model,
     num_prototypes: int,
@@ -178,7 +179,7 @@ def batch_bias(model: Model, variables: Variables) -> jax.Array:
     return bias(model, variables)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "num_prototypes", "cam"))
+@functools.partial(jit, static_argnames=("model", "num_prototypes", "cam"))
 def batch_margin_intensity(
     model: Model,
     num_prototypes: int,

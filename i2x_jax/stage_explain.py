@@ -4,6 +4,7 @@ import jax
 import numpy as np
 
 from i2x_jax import evidence, grouping, mapping, prototypes, saliency, training, uncertainty
+from i2x_jax.compilation import jit
 from i2x_jax.data import batches
 from i2x_jax.distributed import divisible, fetch, shard
 from i2x_jax.explanation import to_json
@@ -29,7 +30,7 @@ def find_prototypes(directory: RunDirectory, work: Run) -> None:
     variables = work.variables(work.steps[-1])
     h, w, _ = model.feature_shape
     locations = len(dataset.labels) * h * w
-    features_of = jax.jit(model.features)
+    features_of = jit(model.features)
 
     def all_features():
         with directory.progress_bar("features", len(dataset.labels), "image") as bar:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from i2x_jax.compilation import jit
 from i2x_jax.config import InputError
 from i2x_jax.data import Dataset, batches, training_indices
 from i2x_jax.distributed import divisible, fetch, replicate, shard
@@ -93,7 +94,12 @@ def zero_totals() -> Totals:
     return replicate(Totals(np.float32(0), np.int32(0), np.int32(0), np.int32(GOOD)))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer", "augmentation"), donate_argnames=("state", "totals"))
+@functools.partial(
+    jit,
+    gradients=True,
+    static_argnames=("model", "optimizer", "augmentation"),
+    donate_argnames=("state", "totals"),
+)
 def train_step(
     model: Model,
     optimizer: optax.GradientTransformation,
@@ -203,7 +209,7 @@ def run_steps(
     return state, totals
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jit, static_argnames="model")
 def batch_statistics(model: Model, variables: Variables, images: jax.Array) -> dict:
     """Exact BatchNorm statistics over these images, jitted."""
     return model.batch_statistics(variables, images)
@@ -224,7 +230,7 @@ def batch_norm_images(dataset: Dataset, seed: int) -> np.ndarray:
     return dataset.images[np.sort(chosen)]
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jit, static_argnames="model")
 def batch_logits(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
     """Logits `[B, M]` in evaluation mode, jitted."""
     return model.head(variables, model.features(variables, images))

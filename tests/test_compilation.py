@@ -1,0 +1,106 @@
+"""The CPU's form of a convolution, and the compiler options it comes with."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from i2x_jax import compilation
+from i2x_jax.models import layers
+from tests.helpers import DEEP
+
+OPTIONS = {
+    "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
+    "precision": jax.lax.Precision.HIGHEST,
+}
+# Image side (height, width), kernel, stride, padding: products of 1x1, windows of few and of many locations.
+SHAPES = [
+    ((6, 6), (1, 1), 1, 0),
+    ((6, 5), (1, 1), 2, 0),
+    ((6, 6), (1, 1), 1, 1),
+    ((3, 3), (3, 3), 1, 1),
+    ((4, 4), (3, 3), 2, 1),
+    ((4, 5), (1, 7), 2, (0, 3)),
+    ((5, 4), (7, 1), 1, (3, 0)),
+    ((9, 9), (3, 3), 2, 1),
+    ((8, 8), (5, 5), 1, 2),
+]
+
+
+@pytest.mark.parametrize(("sides", "window", "stride", "pad"), SHAPES)
+def test_both_forms_agree_in_value_and_gradient(sides, window, stride, pad):
+    pads = (pad, pad) if isinstance(pad, int) else pad
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(3, *sides, 4)).astype(np.float32)
+    kernel = rng.normal(size=(*window, 4, 5)).astype(np.float32)
+    places = (stride, stride), tuple((side, side) for side in pads)
+
+    def value_and_gradients(form, options):
+        @functools.partial(jax.jit, compiler_options=options)
+        def program(x, kernel):
+            out, pull = jax.vjp(lambda x, kernel: form(x, kernel, *places, **OPTIONS), x, kernel)
+            return out, pull(jnp.sin(out))
+
+        return program(x, kernel)
+
+    wanted = value_and_gradients(jax.lax.conv_general_dilated, None)
+    for gradients in (False, True):
+        found = value_and_gradients(layers.cpu_convolution, compilation.compiler_options(gradients))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **DEEP), found, wanted)
+
+
+def test_few_locations_become_a_product():
+    def primitives(sides, window):
+        program = jax.make_jaxpr(lambda x, kernel: layers.cpu_convolution(x, kernel, (1, 1), ((0, 0),) * 2, **OPTIONS))
+        return {
+            str(equation.primitive) for equation in program(jnp.ones((1, *sides, 2)), jnp.ones((*window, 2, 3))).eqns
+        }
+
+    assert "conv_general_dilated" in primitives((6, 6), (3, 3))
+    assert "conv_general_dilated" not in primitives((5, 5), (3, 3))
+    assert "conv_general_dilated" not in primitives((6, 6), (1, 1))
+
+
+def test_other_platforms_take_the_plain_convolution(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    program = jax.make_jaxpr(lambda x, kernel: layers.convolution(x, kernel, (1, 1), ((0, 0),) * 2, **OPTIONS))(
+        jnp.ones((1, 4, 4, 2)), jnp.ones((1, 1, 2, 3))
+    )
+    assert [str(equation.primitive) for equation in program.eqns] == ["conv_general_dilated"]
+
+
+@pytest.fixture
+def fresh():
+    compilation.compiler_options.cache_clear()
+    yield
+    compilation.compiler_options.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+class TestCompilerOptions:
+    def test_none_on_other_platforms(self, monkeypatch):
+        monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+        assert compilation.compiler_options(True) is None
+
+    def test_none_where_the_compiler_does_not_know_them(self, monkeypatch):
+        monkeypatch.setattr(compilation, "LIBRARIES", {"xla_cpu_no_such_option": "1"})
+        assert compilation.compiler_options(False) is None
+
+    def test_this_compiler_knows_them(self):
+        assert compilation.compiler_options(False) == compilation.LIBRARIES
+        assert compilation.compiler_options(True) == {**compilation.LIBRARIES, **compilation.KEEP_BARRIERS}
+
+
+def test_jit_passes_on_what_it_is_given_and_compiles_once():
+    traces = []
+
+    def power(x, exponent):
+        traces.append(exponent)
+        return x**exponent
+
+    program = compilation.jit(power, static_argnames="exponent")
+    assert [program(jnp.float32(3), exponent=2), program(jnp.float32(4), exponent=2)] == [9, 16]
+    assert traces == [2]
+    assert program.__name__ == "power"
