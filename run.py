@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from i2x_jax.config import Config, InputError, from_config_dict
+from i2x_jax.host_memory import keep_freed_memory
 from i2x_jax.run_directory import STAGES, STEPS, Run, RunDirectory
 
 ROOT = pathlib.Path(__file__).parent
@@ -146,6 +147,7 @@ def main(argv: list[str]) -> None:
     data_dir = _DATA_DIR.value or os.environ.get("TFDS_DATA_DIR")
     processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value)
     several = processes != (None, None, None, False)
+    keep_freed_memory()
     run(from_config_dict(_CONFIG.value), workdir, _STAGE.value, data_dir, processes if several else None)
 
 

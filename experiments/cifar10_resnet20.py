@@ -33,7 +33,7 @@ def get_config():
     config.model.allow_1x1 = False
 
     config.train = ConfigDict()
-    config.train.epochs = 10
+    config.train.epochs = 6
     config.train.batch_size = 128
     config.train.optimizer = "sgd"
     config.train.learning_rate = 0.1
@@ -46,7 +46,7 @@ def get_config():
     config.explain = ConfigDict()
     config.explain.num_prototypes = 128
     config.explain.pca_dims = 32
-    config.explain.max_locations = 0
+    config.explain.max_locations = 400_000
     config.explain.restarts = 4
     config.explain.cam = "gradcam"
     config.explain.target = "label"

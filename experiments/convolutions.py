@@ -15,6 +15,7 @@ from absl import app, flags
 
 from i2x_jax import compilation, models, training
 from i2x_jax.distributed import replicate, shard
+from i2x_jax.host_memory import keep_freed_memory
 from i2x_jax.models import layers
 
 # Network: image shape, stem, tap, images a training step, images a forward pass.
@@ -26,6 +27,7 @@ NETWORKS = {
     "inception_v3": ((107, 107, 3), "imagenet", "mixed_6e", 16, 64),
 }
 MODELS = flags.DEFINE_list("models", list(NETWORKS), "networks to measure")
+KEEP_MEMORY = flags.DEFINE_bool("keep_memory", True, "keep freed memory, as run.py does")
 REPEATS = flags.DEFINE_integer("repeats", 9, "how often each program runs", lower_bound=1)
 # Convolution, and options from whether there are gradients.
 FORMS = {
@@ -67,6 +69,8 @@ def programs(name, convolution, options_of):
 
 def main(_):
     """Prints the table."""
+    if KEEP_MEMORY.value:
+        keep_freed_memory()
     print(f"jax {jax.__version__}, {jax.default_backend()}, {jax.device_count()} device(s)")
     print(f"{'network':<14}{'program':<12}{'plain ms':>10}{'ours ms':>10}{'ratio':>8}{'ours images/s':>15}")
     for name in MODELS.value:
