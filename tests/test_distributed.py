@@ -14,7 +14,7 @@ import jsonschema
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
-from test_run import ROOT, SCHEMAS, command, environment, kill_when, make_finished, run, steps_printed, without
+from test_run import ROOT, SCHEMAS, command, environment, kill_when, run, steps_printed, without
 
 from experiments.kill_and_resume import differing
 from i2x_jax import config, distributed, models, pipeline, stage_train, training
@@ -27,16 +27,6 @@ from tests.helpers import DEEP, one_line
 # Relative to the largest value of an array: what rounding does to a sum does not shrink with the sum.
 SAME = 1e-5
 MINUTES = 300  # seconds; nothing here takes half as long, and a run that hangs must not hang the tests
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="session")
-def finished(base):
-    return make_finished(base)
 
 
 def eight_devices(base):
