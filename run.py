@@ -37,6 +37,7 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory. Default: runs/<name of the config file>.")
 _STAGE = flags.DEFINE_multi_enum("stage", list(STAGES), list(STAGES), "What to do; may be given several times.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets are. Default: $TFDS_DATA_DIR.")
+_LIST_TAPS = flags.DEFINE_bool("list_taps", False, "Print where the network can be cut, with map sizes, and end.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for a run of several processes.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
@@ -142,11 +143,17 @@ def run(config: Config, workdir: str, stages: list[str], data_dir: str | None, p
 def main(argv: list[str]) -> None:
     """Flags to config to stages."""
     del argv
+    config = from_config_dict(_CONFIG.value)
     workdir = _WORKDIR.value or str(ROOT / "runs" / pathlib.Path(flags.FLAGS["config"].config_filename).stem)
     data_dir = _DATA_DIR.value or os.environ.get("TFDS_DATA_DIR")
+    if _LIST_TAPS.value:
+        from i2x_jax.report.taps import tap_table
+
+        print(tap_table(config, data_dir))
+        return
     processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value)
     several = processes != (None, None, None, False)
-    run(from_config_dict(_CONFIG.value), workdir, _STAGE.value, data_dir, processes if several else None)
+    run(config, workdir, _STAGE.value, data_dir, processes if several else None)
 
 
 if __name__ == "__main__":
