@@ -38,6 +38,8 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string("workdir", None, "The run directory. Default: runs/<name of the config file>.")
 _STAGE = flags.DEFINE_multi_enum("stage", list(STAGES), list(STAGES), "What to do; may be given several times.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets are. Default: $TFDS_DATA_DIR.")
+_TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the metrics as TensorBoard events too (tensorboardX).")
+_LIST_TAPS = flags.DEFINE_bool("list_taps", False, "Print where the network can be cut, with map sizes, and end.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for a run of several processes.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
@@ -110,8 +112,15 @@ def _one_line(error: Exception) -> str:
     return " ".join(lines) if lines else type(error).__name__
 
 
-def run(config: Config, workdir: str, stages: list[str], data_dir: str | None, processes: tuple | None = None) -> None:
-    """Runs the stages and prints the summary; a finished run is only summarized.
+def run(
+    config: Config,
+    workdir: str,
+    stages: list[str],
+    data_dir: str | None,
+    processes: tuple | None = None,
+    events: bool = False,
+) -> None:
+    """Runs the stages and prints the summary; a finished run is only summarized, or gets its TensorBoard `events`.
 
     `processes` are the arguments of `distributed.start`, for a run of several.
     """
@@ -120,7 +129,7 @@ def run(config: Config, workdir: str, stages: list[str], data_dir: str | None, p
     directory = RunDirectory(workdir)
     directory.check_config(config)
     wanted = [step for step, (stage, _) in STEPS.items() if stage in stages]
-    if all(directory.complete(step) for step in wanted):
+    if not events and all(directory.complete(step) for step in wanted):
         print(f"Nothing to do: {', '.join(stages)} already done.")
     else:
         from i2x_jax import distributed, pipeline
@@ -128,7 +137,7 @@ def run(config: Config, workdir: str, stages: list[str], data_dir: str | None, p
         if processes:
             distributed.start(*processes)
         try:
-            pipeline.run(config, workdir, stages, data_dir)
+            pipeline.run(config, workdir, stages, data_dir, events)
         except Exception as error:
             if not distributed.lost(error):
                 raise
@@ -143,12 +152,18 @@ def run(config: Config, workdir: str, stages: list[str], data_dir: str | None, p
 def main(argv: list[str]) -> None:
     """Flags to config to stages."""
     del argv
+    config = from_config_dict(_CONFIG.value)
     workdir = _WORKDIR.value or str(ROOT / "runs" / pathlib.Path(flags.FLAGS["config"].config_filename).stem)
     data_dir = _DATA_DIR.value or os.environ.get("TFDS_DATA_DIR")
+    if _LIST_TAPS.value:
+        from i2x_jax.report.taps import tap_table
+
+        print(tap_table(config, data_dir))
+        return
     processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value)
     several = processes != (None, None, None, False)
     keep_freed_memory()
-    run(from_config_dict(_CONFIG.value), workdir, _STAGE.value, data_dir, processes if several else None)
+    run(config, workdir, _STAGE.value, data_dir, processes if several else None, _TENSORBOARD.value)
 
 
 if __name__ == "__main__":

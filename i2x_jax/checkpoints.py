@@ -4,6 +4,7 @@ import contextlib
 import gc
 import logging
 import pathlib
+import re
 import shutil
 import sys
 from typing import Any
@@ -18,6 +19,7 @@ from i2x_jax.distributed import abstract, barrier, lost
 
 # What Orbax writes beside the arrays of a small model, generously: lists, shardings, lock files.
 CHECKPOINT_OVERHEAD = 2**20
+STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[int, ...]:
@@ -53,7 +55,8 @@ def present_steps(directory: pathlib.Path) -> tuple[int, ...]:
     """The steps of the complete checkpoints in a folder, ascending; none where there is no folder."""
     if not directory.is_dir():
         return ()
-    return tuple(sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir()))
+    # Only what `str` makes of a step: not 007, and no digits of other scripts.
+    return tuple(sorted(int(path.name) for path in directory.iterdir() if STEP.fullmatch(path.name) and path.is_dir()))
 
 
 class Checkpoints:

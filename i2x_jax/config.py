@@ -32,6 +32,15 @@ class InputError(ValueError):
     exits with code 2; every other exception is a bug and keeps its traceback.
     """
 
+    def __init__(self, message: str):
+        # Values and names in it come from anywhere.
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """The text with an escape, such as `\\n`, for every character that would not show as itself on a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 def _at_least(default, low):
     return dataclasses.field(default=default, metadata={"low": low})

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 
 from i2x_jax import config as config_lib
+from i2x_jax import tensorboard, training
 from i2x_jax.config import Config, InputError
 from i2x_jax.data import Splits, fingerprint
 from i2x_jax.distributed import barrier, is_main
 from i2x_jax.models import Model
-from i2x_jax.run_directory import CONFIG, STEPS, Run, RunDirectory, dataset_of, model_of, read_json
+from i2x_jax.run_directory import CONFIG, STEPS, TENSORBOARD, Run, RunDirectory, dataset_of, model_of, read_header
 from i2x_jax.stage_explain import draw_contact_sheet, find_prototypes, map_changes, measure_evidence
 from i2x_jax.stage_refine import refine
 from i2x_jax.stage_train import checkpoint_steps, train
@@ -33,7 +34,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scip
 MAX_PROTOTYPES = np.iinfo(np.int16).max
 
 
-def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | None = None) -> None:
+def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | None = None, events: bool = False) -> None:
     """Runs stages, and before them whatever they need that is not there yet; finished steps are not done again.
 
     Args:
@@ -41,15 +42,20 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
       workdir: the run directory, new or of the same config.
       stages: of `run_directory.STAGES`.
       data_dir: where prepared data sets are.
+      events: write the metrics as TensorBoard events too.
 
     Raises:
       InputError: settings, data or directory cannot be used; nothing finished is touched.
     """
     directory = RunDirectory(workdir, is_main(), barrier)
+    if events:
+        tensorboard.check_installed()
     last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
     splits = dataset_of(config, data_dir)
     model = model_of(config, splits.train)
     check_feasible(config, splits, model)
+    if events:
+        directory.open_events = event_file_of(directory, config, splits)
     with directory.locked():
         directory.check_config(config)
         directory.barrier("directory checked")
@@ -64,6 +70,7 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
             started = time.perf_counter()
             if not done:
                 MAKERS[step](directory, work)
+            directory.begin_events()
             directory.barrier(f"{step} ends")
             seconds = time.perf_counter() - started
             if not done:
@@ -107,12 +114,21 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
     checkpoint_steps(config, train)
 
 
+def event_file_of(
+    directory: RunDirectory, config: Config, splits: Splits
+) -> Callable[[list[dict]], tensorboard.EventFile]:
+    """How a run directory opens its event file."""
+    settings, total = config.train, checkpoint_steps(config, splits.train)[-1]
+    rate = training.learning_rate_schedule(settings.learning_rate, total, settings.warmup)
+    return lambda lines: tensorboard.EventFile(directory.path / TENSORBOARD, lines, lambda step: float(rate(step - 1)))
+
+
 def write_header(directory: RunDirectory, config: Config, splits: Splits) -> None:
     """Writes config.json, or checks that the data are still those that the run was made with."""
     prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
     if (directory.path / CONFIG).exists():
-        made_with = read_json(directory.path / CONFIG)["provenance"]["data_fingerprint"]
-        changed = [name for name in prints if prints[name] != made_with[name]]
+        made_with = read_header(directory.path)["provenance"]["data_fingerprint"]
+        changed = [name for name in prints if prints[name] != made_with.get(name)]
         if changed:
             raise InputError(
                 f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "

@@ -13,8 +13,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,8 +24,21 @@ from i2x_jax.config import Config, InputError
 from i2x_jax.data import Dataset, Splits, load_splits
 from i2x_jax.explanation import Explanation
 from i2x_jax.explanation import from_json as explanation_from_json
+from i2x_jax.run_files import (
+    ARRAYS,
+    CONFIG,
+    METRICS,
+    check_json,
+    read,
+    read_array,
+    read_arrays,
+    read_json,
+    refuse_links,
+    strict_json,
+)
+from i2x_jax.tensorboard import EventFile
 
-CONFIG, METRICS, CHECKPOINTS, EXPLANATION = "config.json", "metrics.jsonl", "checkpoints", "explanation.json"
+CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tensorboard"
 REFINEMENT, CONTACT_SHEET = "refinement.json", "contact_sheet.png"
 
 # The steps of a run in order: the stage each belongs to and the files it makes. A step whose files are all there is
@@ -44,7 +55,10 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "refine": ("refine", (REFINEMENT,)),
 }
 # What the system says of a folder that cannot be written to; other errors are bugs and keep their traceback.
-UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
+UNUSABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST),  # a folder where a file belongs, or the reverse
+)
 STAGES = tuple(dict.fromkeys(stage for stage, _ in STEPS.values()))
 
 
@@ -55,12 +69,15 @@ class RunDirectory:
       path: the directory, which all processes of a run share.
       main: whether this is the process that writes; in the others writing does nothing.
       barrier: waits for the other processes; its argument names the place.
+      open_events: from the lines of metrics.jsonl to the `tensorboard.EventFile` that follows them; None for none.
     """
 
     def __init__(self, path: str | os.PathLike, main: bool = True, barrier: Callable[[str], None] = lambda place: None):
         self.path = pathlib.Path(path).absolute()
         self.main = main
         self.barrier = barrier
+        self.open_events: Callable[[list[dict]], EventFile] | None = None
+        self._events: EventFile | None = None
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -87,6 +104,7 @@ class RunDirectory:
                 ) from None
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise InputError(_unusable(self.path, PermissionError("no permission to write")))
+            refuse_links(self.path)
             self._discard_leftovers()
             yield
         except OSError as error:
@@ -94,6 +112,8 @@ class RunDirectory:
                 raise
             raise InputError(_unusable(self.path, error)) from None
         finally:
+            if self._events:
+                self._events.close()
             os.close(handle)
 
     def _discard_leftovers(self):
@@ -103,7 +123,8 @@ class RunDirectory:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def check_config(self, config: Config) -> None:
-        """Raises `InputError` if the folder holds another run, or something that is not a run."""
+        """Raises `InputError` if the folder holds another run, something that is not a run, or links."""
+        refuse_links(self.path)
         if (self.path / CONFIG).exists():
             changed = config_lib.differences(read_config(self.path), config)
             if changed:
@@ -123,7 +144,7 @@ class RunDirectory:
             return False
         if step != "train":
             return True
-        return all((self.path / CHECKPOINTS / str(kept)).is_dir() for kept in read_array(self.path / "steps.npy"))
+        return all((self.path / CHECKPOINTS / str(kept)).is_dir() for kept in read_array(self.path / "steps.npy", {}))
 
     @contextlib.contextmanager
     def making(self, step: str) -> Iterator[pathlib.Path]:
@@ -188,7 +209,7 @@ class RunDirectory:
         """Records how long a step took, in config.json under `timing`."""
         if not self.main:
             return
-        header = read_json(self.path / CONFIG)
+        header = read_header(self.path)
         header["timing"][step] = round(header["timing"].get(step, 0.0) + seconds, 3)
         self.write_json(CONFIG, header)
 
@@ -197,13 +218,23 @@ class RunDirectory:
         if not self.main:
             return
         path = self.path / METRICS
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        # A line is written before its checkpoint, so those up to `step` are whole.
-        whole = [line for line in lines if line.endswith("\n")]
-        kept = _read(path, lambda: [line for line in whole if json.loads(line)["step"] <= step])
+
+        def kept_lines(path):
+            # A line is written before its checkpoint, so those up to `step` are whole.
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            return [line for line in whole if metrics_line(line)["step"] <= step]
+
+        kept = read(path, kept_lines) if path.exists() else []
         temporary = self.path / f".tmp-{METRICS}"
         temporary.write_text("".join(kept))
         os.replace(temporary, path)
+        self.begin_events()
+
+    def begin_events(self) -> None:
+        """Has events follow metrics.jsonl from its first line, if anybody asked for them and they do not yet."""
+        if self.main and self.open_events and not self._events:
+            path = self.path / METRICS
+            self._events = self.open_events(read_metrics(path) if path.exists() and path.stat().st_size else [])
 
     def add_metrics(self, step: int, split: str, loss: float, accuracy: float) -> None:
         """Appends one line to metrics.jsonl."""
@@ -212,35 +243,42 @@ class RunDirectory:
         line = {"step": step, "split": split, "loss": loss, "accuracy": accuracy}
         with (self.path / METRICS).open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._events:
+            self._events.add(line)
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """A JSON file of a run, or `InputError`."""
-    return _read(path, lambda: json.loads(path.read_text()))
+def metrics_line(text: str) -> dict:
+    """A line of metrics.jsonl; raises `ValueError` for anything else."""
+    line = strict_json(text)
+    check_json(line, "metrics")
+    return line
 
 
-def read_array(path: pathlib.Path) -> np.ndarray:
-    """A .npy file of a run, mapped into memory, or `InputError`; never unpickles."""
-    return _read(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """The lines of metrics.jsonl, at least one, or `InputError`."""
+
+    def load(path):
+        if not (lines := path.read_text().splitlines()):
+            raise ValueError("it is empty")
+        return [metrics_line(line) for line in lines]
+
+    return read(path, load)
 
 
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All members of a .npz file of a run, or `InputError`; never unpickles."""
-
-    def load():
-        # NumPy leaves a file it opened itself open when it turns out not to be a .npz.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
-            return dict(members)
-
-    return _read(path, load)
+def read_header(path: pathlib.Path) -> dict:
+    """The content of a run directory's config.json."""
+    header = read_json(path / CONFIG)
+    if not isinstance(header, dict) or "config" not in header:
+        raise InputError(f"{path / CONFIG} has no member 'config'; allowed: a file made by this program")
+    # Its own lines say more about a setting; and settings that are left out take their defaults.
+    config = config_lib.to_dict(config_lib.from_config_dict(header["config"]))
+    read(path / CONFIG, lambda _: check_json({**header, "config": config}, "config"))
+    return header
 
 
 def read_config(path: pathlib.Path) -> Config:
     """The config that a run directory was made with."""
-    header = read_json(path / CONFIG)
-    if not isinstance(header, dict) or "config" not in header:
-        raise InputError(f"{path / CONFIG} has no member 'config'; allowed: a file made by this program")
-    return config_lib.from_config_dict(header["config"])
+    return config_lib.from_config_dict(read_header(path)["config"])
 
 
 class Run:
@@ -260,11 +298,32 @@ class Run:
 
     def array(self, name: str) -> np.ndarray:
         """A .npy file by its name without ending: steps, labels, assignments, intensity, confidence, groups."""
-        return read_array(self.path / f"{name}.npy")
+        return read_array(self._known(f"{name}.npy"), self._sizes(name))
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """A .npz file: prototypes, contributions, validation, test, mapping, curated."""
-        return read_arrays(self.path / f"{name}.npz")
+        return read_arrays(self._known(f"{name}.npz"), self._sizes(name))
+
+    def _known(self, name):
+        if name not in ARRAYS:
+            raise InputError(f"{name} is no array of a run; allowed: {', '.join(ARRAYS)}; check the spelling")
+        return self.path / name
+
+    def _sizes(self, name):
+        """The symbols of `run_files.Spec` that are known without opening the array of that name."""
+        sizes = {"K": self.config.explain.num_prototypes, "D": self.config.explain.pca_dims}
+        # Data and model are looked at where they are at hand: opening an array must not read a data set.
+        if "splits" in vars(self):
+            train, validation, test = self.splits
+            sizes |= {"M": len(train.class_names), "N": len(train.labels)}
+            sizes |= {"V": len(validation.labels), "E": len(test.labels)}
+        elif name not in ("steps", "labels"):
+            sizes["N"] = len(self.array("labels"))
+        if "model" in vars(self):
+            sizes |= dict(zip("hwd", self.model.feature_shape, strict=True))
+        if name not in ("steps", "labels"):
+            sizes |= {"T": len(self.steps), "I": len(self.steps) - 1}
+        return sizes
 
     @functools.cached_property
     def steps(self) -> np.ndarray:
@@ -285,24 +344,17 @@ class Run:
     def explanation(self) -> Explanation:
         """The structured explanation."""
         path = self.path / EXPLANATION
-        return _read(path, lambda: explanation_from_json(path.read_text()))
+        return read(path, lambda path: explanation_from_json(path.read_text()))
 
     @functools.cached_property
     def refinement(self) -> dict:
         """The refinement table, as in refinement.json."""
-        return read_json(self.path / REFINEMENT)
+        return read_json(self.path / REFINEMENT, "refinement")
 
     @functools.cached_property
     def metrics(self) -> list[dict]:
         """The lines of metrics.jsonl."""
-        path = self.path / METRICS
-
-        def load():
-            if not (lines := path.read_text().splitlines()):
-                raise ValueError("it is empty")
-            return [json.loads(line) for line in lines]
-
-        return _read(path, load)
+        return read_metrics(self.path / METRICS)
 
     @functools.cached_property
     def model(self):
@@ -339,22 +391,6 @@ def model_of(config: Config, dataset: Dataset):
         dtype=config.model.dtype,
         allow_1x1=config.model.allow_1x1,
     )
-
-
-def _read(path: pathlib.Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run the stage that makes it, or check the directory") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0].split("; allowed:")[0]
-        lost = path.name in (CONFIG, METRICS)
-        mend = (
-            "restore it or choose another --workdir"
-            if lost
-            else "move it away and run the same command to make it again"
-        )
-        raise InputError(f"{path} cannot be read ({reason}); allowed: a file made by this program; {mend}") from None
 
 
 def _unusable(path, error):

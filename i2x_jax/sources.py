@@ -3,6 +3,7 @@
 import difflib
 import glob
 import os
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,8 @@ from i2x_jax.config import InputError
 # Images, labels, class names.
 Samples = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
 
+# What TFDS calls its own sets: name, perhaps a config, perhaps a version.
+NAME = re.compile(r"[A-Za-z]\w*(/\w[\w.+-]*)?(:[\d.*]+)?", re.ASCII)
 READ_AT_ONCE = 1024
 MEMORY_SHARE = 0.5  # of the machine's memory that images may fill
 
@@ -46,28 +49,7 @@ def read_tfds(
       InputError: unknown set or split, not prepared or damaged, not images with one label, images of several sizes,
         labels that are no class, or too large for the memory.
     """
-    # TFDS takes most of a second to import, and the embedded sets do without.
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-    except ImportError as error:
-        raise InputError(
-            f"data set {name!r} cannot be read ({str(error).splitlines()[0]}); allowed: an image-classification set "
-            "that needs no further package; choose another --config.data.name"
-        ) from None
-    # Whatever TFDS and protocol buffers raise for a name or a description of a set: they share no class of errors.
-    except Exception as error:
-        if damaged := _description(name, data_dir or tfds.core.constants.DATA_DIR):
-            raise InputError(
-                f"data set {name!r} in {os.path.dirname(damaged)} cannot be read ({_reason(error)}); allowed: complete "
-                "dataset_info.json and features.json; copy or prepare it again"
-            ) from None
-        known = [*EMBEDDED, *tfds.list_builders(with_community_datasets=False)]
-        close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "set --config.data.name"
-        allowed = f"{', '.join(EMBEDDED)}, or an image set of TensorFlow Datasets such as mnist or cifar10"
-        raise InputError(f"unknown data set {name!r}; allowed: {allowed}; {hint}") from None
+    builder = _builder(name, data_dir)
     folder, root = os.fspath(builder.data_path), os.fspath(builder._data_dir_root)
     if not os.path.isdir(folder):
         raise InputError(
@@ -75,7 +57,7 @@ def read_tfds(
             f"TFDS_DATA_DIR); prepare it once, which needs TensorFlow: pip install tensorflow && "
             f"tfds build {name} --file_format=array_record --data_dir={root}"
         )
-    image_key, label_key = _keys(name, builder.info.features, tfds)
+    image_key, label_key = _keys(name, builder.info.features)
     wanted = "validation" if split == "test" and "test" not in builder.info.splits else split
     if wanted not in builder.info.splits:
         raise InputError(
@@ -84,20 +66,16 @@ def read_tfds(
         )
     shape = builder.info.features[image_key].shape
     count = builder.info.splits[wanted].num_examples
-    if None in shape[:2] and not image_size:
-        raise InputError(
-            f"data set {name!r} has images of several sizes; allowed: one size; set --config.data.image_size"
-        )
-    height, width = (image_size, image_size) if image_size else shape[:2]
-    needed = count * height * width * shape[2]
+    height, width, channels = _shape_read(name, shape, image_size)
+    needed = count * height * width * channels
     budget = memory_budget or int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     if needed > budget:
         raise InputError(
             f"split {wanted!r} of {name!r} takes {needed:,} bytes of memory as {count:,} images of "
-            f"{height}x{width}x{shape[2]}; allowed: {budget:,} bytes; set a smaller --config.data.image_size"
+            f"{height}x{width}x{channels}; allowed: {budget:,} bytes; set a smaller --config.data.image_size"
         )
     try:
-        images, labels = np.empty((count, height, width, shape[2]), np.uint8), np.empty(count, np.int32)
+        images, labels = np.empty((count, height, width, channels), np.uint8), np.empty(count, np.int32)
         source = builder.as_data_source(wanted)
         for start in range(0, count, READ_AT_ONCE):
             rows = range(start, min(start + READ_AT_ONCE, count))
@@ -127,6 +105,59 @@ def read_tfds(
     return images, labels, class_names
 
 
+def describe(name: str, data_dir: str | None, image_size: int = 0) -> tuple[tuple[int, int, int], int]:
+    """The shape (H, W, C) of a set's images as they are read, and its number of classes; a prepared set is not read.
+
+    Arguments and errors as in `read_tfds`, but for those about what is prepared.
+    """
+    if name in EMBEDDED:
+        images, _, class_names = EMBEDDED[name]()
+        return _shape_read(name, images.shape[1:], image_size), len(class_names)
+    features = _builder(name, data_dir).info.features
+    image_key, label_key = _keys(name, features)
+    return _shape_read(name, features[image_key].shape, image_size), features[label_key].num_classes
+
+
+def _shape_read(name, shape, image_size):
+    if None in shape[:2] and not image_size:
+        raise InputError(
+            f"data set {name!r} has images of several sizes; allowed: one size; set --config.data.image_size"
+        )
+    return (image_size, image_size, shape[2]) if image_size else tuple(shape)
+
+
+def _builder(name, data_dir):
+    """The set as TFDS knows it, prepared or not."""
+    # Paths and community sets have names as well: neither is opened, nor a network asked.
+    if not NAME.fullmatch(name):
+        raise _unknown(name, ())
+    # TFDS takes most of a second to import, and the embedded sets do without.
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except ImportError as error:
+        raise InputError(
+            f"data set {name!r} cannot be read ({str(error).splitlines()[0]}); allowed: an image-classification set "
+            "that needs no further package; choose another --config.data.name"
+        ) from None
+    # Whatever TFDS and protocol buffers raise for a name or a description of a set: they share no class of errors.
+    except Exception as error:
+        if damaged := _description(name, data_dir or tfds.core.constants.DATA_DIR):
+            raise InputError(
+                f"data set {name!r} in {os.path.dirname(damaged)} cannot be read ({_reason(error)}); allowed: complete "
+                "dataset_info.json and features.json; copy or prepare it again"
+            ) from None
+        raise _unknown(name, tfds.list_builders(with_community_datasets=False)) from None
+
+
+def _unknown(name, others):
+    close = difflib.get_close_matches(name, [*EMBEDDED, *others], n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "set --config.data.name"
+    allowed = f"{', '.join(EMBEDDED)}, or an image set of TensorFlow Datasets such as mnist or cifar10"
+    return InputError(f"unknown data set {name!r}; allowed: {allowed}; {hint}")
+
+
 def _description(name, data_dir):
     """The dataset_info.json of a set that somebody has prepared, or None."""
     set_name = name.partition("/")[0].partition(":")[0]
@@ -151,8 +182,10 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
     return np.stack(planes, -1)
 
 
-def _keys(name, features, tfds):
+def _keys(name, features):
     """The names of the one image and the one label of a set."""
+    import tensorflow_datasets as tfds
+
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if len(images) != 1 or len(labels) != 1 or features[images[0]].np_dtype != np.uint8:

@@ -1,10 +1,13 @@
 """The stage `refine`: curated samples to the refinement table (DESIGN 2.9)."""
 
+import pathlib
+
 import numpy as np
 
 from i2x_jax import refinement, training
 from i2x_jax.data import steps_per_pass
-from i2x_jax.run_directory import REFINEMENT, Run, RunDirectory, read_json
+from i2x_jax.run_directory import REFINEMENT, Run, RunDirectory
+from i2x_jax.run_files import read, read_json
 
 
 def refine(directory: RunDirectory, work: Run) -> None:
@@ -27,7 +30,7 @@ def refine(directory: RunDirectory, work: Run) -> None:
         for seed in range(settings.seeds):
             partial = f".refine-seed-{seed}.json"
             if (directory.path / partial).exists():
-                runs.append(read_json(directory.path / partial))
+                runs.append(read(directory.path / partial, lambda path: finished_seed(path, applicable)))
                 bar.update(refinement.count_phases(applicable) * steps * config.train.batch_size)
                 continue
             draws = np.random.default_rng((config.seed, seed))
@@ -66,3 +69,11 @@ def refine(directory: RunDirectory, work: Run) -> None:
     names = [splits.train.class_names[label] for label in pair]
     directory.write_json(REFINEMENT, {"schema": 1, "pair": names, "seeds": settings.seeds, **table})
     directory.discard(".refine-seed-*.json")
+
+
+def finished_seed(path: pathlib.Path, applicable: list[str]) -> dict[str, dict]:
+    """What an earlier process found for one seed; raises `ValueError` where these are not the strategies."""
+    result = read_json(path, "refine_seed")
+    if result.keys() != set(applicable):
+        raise ValueError(f"it holds {', '.join(sorted(result))[:100]} instead of {', '.join(applicable)}")
+    return result

@@ -66,12 +66,7 @@ def make_optimizer(
 
     Weight decay applies to kernels only, not to biases and BatchNorm. Loshchilov & Hutter 2019 for AdamW.
     """
-    # Rate 0 stands just before the first step and just after the last, so that no step is without effect.
-    warmup_steps = min(max(1, round(warmup * total_steps)), total_steps)
-    from_zero = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps=total_steps + 1)
-
-    def schedule(step):
-        return from_zero(step + 1)
+    schedule = learning_rate_schedule(learning_rate, total_steps, warmup)
 
     def kernels(params):
         return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
@@ -80,6 +75,18 @@ def make_optimizer(
         decay = optax.add_decayed_weights(weight_decay, mask=kernels)
         return optax.chain(decay, optax.sgd(schedule, momentum=0.9, nesterov=True))
     return optax.adamw(schedule, weight_decay=weight_decay, mask=kernels)
+
+
+def learning_rate_schedule(learning_rate: float, total_steps: int, warmup: float) -> optax.Schedule:
+    """From the number of steps done to the rate of the next one: linear warm-up, cosine decay to zero."""
+    # Rate 0 stands just before the first step and just after the last, so that no step is without effect.
+    warmup_steps = min(max(1, round(warmup * total_steps)), total_steps)
+    from_zero = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps=total_steps + 1)
+
+    def schedule(step):
+        return from_zero(step + 1)
+
+    return schedule
 
 
 def init_state(variables: Variables, optimizer: optax.GradientTransformation) -> TrainState:

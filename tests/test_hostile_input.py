@@ -14,7 +14,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_run import contents, environment, make_finished
+from test_run import contents, environment
 
 from experiments.kill_and_resume import SMALL
 from i2x_jax import data
@@ -25,16 +25,6 @@ from i2x_jax.run_directory import STAGES, STEPS, Run, read_config
 ROOT = pathlib.Path(__file__).parent.parent
 # Drops the right to write anywhere (CAP_DAC_OVERRIDE, 1) that root has, and then becomes the command.
 AS_ANYBODY = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="session")
-def finished(base):
-    return make_finished(base)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,9 @@
 """run.py as a user drives it: in its own process, on a run so small that it takes seconds.
 
-One finished run is made and read, copied, killed or compared by everything here; `test_hostile_input.py` shares it.
+One finished run (`conftest.py`) is read, copied, killed or compared by everything here.
 Programs compiled by one process are kept for the next.
 """
 
-import functools
 import itertools
 import json
 import os
@@ -121,12 +120,6 @@ def kill_when(base: pathlib.Path, workdir: pathlib.Path, reached, *more: str) ->
     assert process.returncode == -signal.SIGKILL
 
 
-@functools.cache
-def make_finished(base: pathlib.Path) -> pathlib.Path:
-    run(base, base / "finished")
-    return base / "finished"
-
-
 def contents(folder: pathlib.Path) -> dict[str, tuple[bytes, int]]:
     """Bytes and time of change of every file below a folder."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file())
@@ -144,16 +137,6 @@ def without(steps: tuple[str, ...], source: pathlib.Path, target: pathlib.Path) 
 
 def steps_printed(output: str, how: str) -> list[str]:
     return re.findall(rf"^\[\d/\d\] (\w+): {how}", output, re.MULTILINE)
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    return tmp_path_factory.getbasetemp()
-
-
-@pytest.fixture(scope="session")
-def finished(base):
-    return make_finished(base)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,36 @@ class Model:
     tap: str
 
 
+class Tap(NamedTuple):
+    """A place where a network can be cut in two.
+
+    Attributes:
+      name: of the stage after which it is cut.
+      feature_shape: (h, w, d) of the map there.
+      receptive_field: side in pixels of what one location of the map depends on.
+    """
+
+    name: str
+    feature_shape: tuple[int, int, int]
+    receptive_field: int
+
+
+def taps(
+    name: str, *, num_classes: int, image_shape: tuple[int, int, int], width: int = 0, stem: str = "imagenet"
+) -> tuple[Tap, ...]:
+    """All taps of a classifier in order, traced without computing anything; arguments and errors as in `create`."""
+    network = nnx.eval_shape(lambda: _build(name, num_classes, image_shape, width, stem, "float32", jax.random.key(0)))
+    return _taps(name, network, image_shape)
+
+
+def find_tap(name: str, tap: str, places: tuple[Tap, ...]) -> Tap:
+    """The tap of that name among those of a network, '' for the last; raises `InputError` for an unknown one."""
+    known = [place.name for place in places]
+    if tap and tap not in known:
+        raise InputError(f"unknown tap {tap!r} of {name}; allowed: {', '.join(known)}; set --config.model.tap")
+    return places[known.index(tap) if tap else -1]
+
+
 def create(
     name: str,
     *,
@@ -84,17 +114,21 @@ def create(
     Raises:
       InputError: unknown model or tap; a 1x1 feature map that was not asked for; images too small for the network.
     """
-    if name not in NETWORKS:
-        raise InputError(f"unknown model {name!r}; allowed: {', '.join(NETWORKS)}; set --config.model.name")
-    height, width_px, channels = image_shape
-
-    builder, own_width = NETWORKS[name]
 
     def build(key):
-        settings = Settings(rngs=nnx.Rngs(params=key), momentum=BATCH_NORM_MOMENTUM, dtype=jnp.dtype(dtype))
-        return builder(num_classes, channels, min(height, width_px), width or own_width, stem, settings)
+        return _build(name, num_classes, image_shape, width, stem, dtype, key)
 
     network = nnx.eval_shape(lambda: build(jax.random.key(0)))
+    places = _taps(name, network, image_shape)
+    cut = find_tap(name, tap, places)
+    h, w, _ = cut.feature_shape
+    if h * w == 1 and not allow_1x1:
+        raise InputError(
+            f"the feature map of {name} at tap {cut.name} is 1x1 for images of {image_shape[0]}x{image_shape[1]}; "
+            "allowed: at least two locations; use a larger --config.data.image_size, an earlier --config.model.tap "
+            "(--list_taps), or --config.model.allow_1x1"
+        )
+    tap = cut.name
 
     def graph(use_running_average, momentum=BATCH_NORM_MOMENTUM):
         view = nnx.view(network, use_running_average=use_running_average)
@@ -106,9 +140,6 @@ def create(
     evaluation, training = graph(use_running_average=True), graph(use_running_average=False)
     # Momentum 0 keeps nothing of the old averages: what is left is the statistics of this batch.
     calibration = graph(use_running_average=False, momentum=0.0)
-    tap = tap or network.names[-1]
-    if tap not in network.names:
-        raise InputError(f"unknown tap {tap!r} of {name}; allowed: {', '.join(network.names)}; set --config.model.tap")
 
     def merge(graphdef, variables):
         return nnx.merge(graphdef, variables["params"], variables["batch_stats"])
@@ -131,36 +162,44 @@ def create(
     def linear_head(variables):
         return variables["params"]["classifier"]["kernel"], variables["params"]["classifier"]["bias"]
 
-    variables = jax.eval_shape(init, jax.random.key(0))
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.uint8)
-    _, h, w, d = jax.eval_shape(features, variables, images).shape
-
-    def last_map(variables, images):
-        return merge(evaluation, variables).features(_scaled(images), network.names[-1])
-
-    # Convolutions without padding may leave nothing: no error in JAX, but a mean over nothing, and logits of NaN.
-    if 0 in jax.eval_shape(last_map, variables, images).shape:
-        raise InputError(
-            f"images of {height}x{width_px} are too small for {name}: its last feature map would be empty; allowed: "
-            "images that leave a map; set a larger --config.data.image_size or another --config.model.name"
-        )
-    if h * w == 1 and not allow_1x1:
-        raise InputError(
-            f"the feature map of {name} at tap {tap} is 1x1 for images of {height}x{width_px}; allowed: at least two "
-            "locations; use a larger --config.data.image_size, an earlier --config.model.tap, or "
-            "--config.model.allow_1x1"
-        )
     return Model(
         features=features,
         head=head,
         init=jax.jit(init),
         train_logits=lambda variables, images: train_mode(training, variables, images),
         batch_statistics=lambda variables, images: train_mode(calibration, variables, images)[1],
-        linear_head=linear_head if tap == network.names[-1] else None,
-        feature_shape=(h, w, d),
-        receptive_field=network.receptive_field(tap),
+        linear_head=linear_head if cut == places[-1] else None,
+        feature_shape=cut.feature_shape,
+        receptive_field=cut.receptive_field,
         tap=tap,
     )
+
+
+def _build(name, num_classes, image_shape, width, stem, dtype, key):
+    if name not in NETWORKS:
+        raise InputError(f"unknown model {name!r}; allowed: {', '.join(NETWORKS)}; set --config.model.name")
+    builder, own_width = NETWORKS[name]
+    settings = Settings(rngs=nnx.Rngs(params=key), momentum=BATCH_NORM_MOMENTUM, dtype=jnp.dtype(dtype))
+    return builder(num_classes, image_shape[2], min(image_shape[:2]), width or own_width, stem, settings)
+
+
+def _taps(name, network, image_shape):
+    def maps_of(network, images):
+        maps = {}
+        for stage in network.names:
+            images = maps[stage] = getattr(network, stage)(images)
+        return maps
+
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    maps = nnx.eval_shape(maps_of, network, images)
+    # Convolutions without padding may leave nothing: no error in JAX, but a mean over nothing, and logits of NaN.
+    if 0 in maps[network.names[-1]].shape:
+        raise InputError(
+            f"images of {image_shape[0]}x{image_shape[1]} are too small for {name}: its last feature map would be "
+            "empty; allowed: images that leave a map; set a larger --config.data.image_size or another "
+            "--config.model.name"
+        )
+    return tuple(Tap(stage, maps[stage].shape[1:], network.receptive_field(stage)) for stage in network.names)
 
 
 def _scaled(images):

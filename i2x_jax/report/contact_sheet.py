@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from i2x_jax.config import printable
 from i2x_jax.explanation import Explanation, Prototype
 from i2x_jax.saliency import crop_corners, crops_at
 
@@ -105,7 +106,7 @@ def write_label(draw: ImageDraw.ImageDraw, prototype: Prototype, top: int) -> No
     """Number, share of locations, and the classes whose logit the prototype raises most, in logits."""
     # The classes come strongest first; a trace beside a strong one would only distract.
     strong = [each for each in prototype.supports if each.contribution >= 0.05 * prototype.supports[0].contribution]
-    supports = ", ".join(f"{each.name} {each.contribution:+.2f}" for each in strong) or "no class"
+    supports = ", ".join(f"{printable(each.name)} {each.contribution:+.2f}" for each in strong) or "no class"
     small = ImageFont.load_default(12)
     while small.getlength(supports) > LABEL_WIDTH - 20:
         supports = supports[:-2] + "…"

@@ -5,6 +5,7 @@ from collections.abc import Collection
 
 import numpy as np
 
+from i2x_jax.config import printable
 from i2x_jax.explanation import Explanation, PairExplanation
 from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, REFINEMENT, Run
 
@@ -67,13 +68,13 @@ def told_apart(explanation: Explanation, most: int = 5) -> str:
     apart = sorted(
         (pair for pair in explanation.pairs if pair.told_apart is not None), key=lambda pair: -pair.told_apart
     )
-    never = [f"{pair.a}/{pair.b}" for pair in explanation.pairs if pair.told_apart is None]
+    never = [pair_name(pair.a, pair.b) for pair in explanation.pairs if pair.told_apart is None]
     counts = collections.Counter(pair.told_apart for pair in apart)
     lines = [
         f"Pairs of classes told apart on validation (area under the ROC stays at least 0.95): {len(apart)} of "
         f"{len(explanation.pairs)}",
         "  " + ", ".join(f"{counts[step]} from step {step}" for step in sorted(counts)),
-        "  last: " + ", ".join(f"{pair.a}/{pair.b} from {pair.told_apart}" for pair in apart[:most]),
+        "  last: " + ", ".join(f"{pair_name(pair.a, pair.b)} from {pair.told_apart}" for pair in apart[:most]),
     ]
     if never:
         lines.append("  never: " + ", ".join(never[:most]) + (f" and {len(never) - most} more" if never[most:] else ""))
@@ -83,9 +84,10 @@ def told_apart(explanation: Explanation, most: int = 5) -> str:
 def wavering(pair: PairExplanation, skipped: Collection[int], most: int = 8) -> str:
     """The pair that is refined and its uncertain prototypes; `skipped` are those that curation passed over."""
     apart = "never told apart" if pair.told_apart is None else f"told apart from step {pair.told_apart}"
+    a, b = (printable(name) for name in (pair.a, pair.b))
     lines = [
-        f"Pair {pair.a}/{pair.b}: {apart}; on validation {pair.confusions[0]} of class {pair.a} were taken for "
-        f"{pair.b}, and {pair.confusions[1]} of class {pair.b} for {pair.a}"
+        f"Pair {a}/{b}: {apart}; on validation {pair.confusions[0]} of class {a} were taken for "
+        f"{b}, and {pair.confusions[1]} of class {b} for {a}"
     ]
     counted = sum(pair.counted or ())
     lines.append(f"  intervals whose fit beats its null: {counted} of {len(pair.counted or ())}")
@@ -111,9 +113,9 @@ def completeness(errors: np.ndarray) -> str:
 
 def refinement(table: dict) -> str:
     """The refinement table, with the paired differences to the random control."""
-    pair = "/".join(table["pair"])
+    pair = pair_name(*table["pair"])
     before = table["before"]
-    left_out = ", ".join(f"{count} of class {name}" for name, count in table["left_out"].items())
+    left_out = ", ".join(f"{count} of class {printable(name)}" for name, count in table["left_out"].items())
     seeds = f"{table['seeds']} seed" + ("s" if table["seeds"] > 1 else "")
     lines = [
         f"Refinement on the test set, mean ± deviation over {seeds}; curation leaves out {left_out};",
@@ -125,7 +127,7 @@ def refinement(table: dict) -> str:
     against_random = {row["strategy"]: row["accuracy"] for row in table["differences"] if "random" in row["against"]}
     for name, entry in table["strategies"].items():
         if not entry["applicable"]:
-            lines.append(f"  {name:<17} not applicable: {entry['reason']}")
+            lines.append(f"  {name:<17} not applicable: {printable(entry['reason'])}")
             continue
         mean, std = entry["mean"], entry["std"]
         lines.append(
@@ -134,6 +136,11 @@ def refinement(table: dict) -> str:
             f" {_spread(mean['worst_class'], std['worst_class'], 100)}   {_interval(against_random.get(name))}"
         )
     return "\n".join(lines)
+
+
+def pair_name(a: str, b: str) -> str:
+    """Two classes in one word; their names come with the data, and may hold anything."""
+    return f"{printable(a)}/{printable(b)}"
 
 
 def _number(value, width=6):
