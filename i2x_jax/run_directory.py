@@ -28,7 +28,7 @@ from i2x_jax.explanation import Explanation
 from i2x_jax.explanation import from_json as explanation_from_json
 
 CONFIG, METRICS, CHECKPOINTS, EXPLANATION = "config.json", "metrics.jsonl", "checkpoints", "explanation.json"
-REFINEMENT, CONTACT_SHEET = "refinement.json", "contact_sheet.png"
+REFINEMENT, CONTACT_SHEET, REPORT = "refinement.json", "contact_sheet.png", "report.html"
 
 # The steps of a run in order: the stage each belongs to and the files it makes. A step whose files are all there is
 # complete, because files only ever get their names when they are.
@@ -42,6 +42,7 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mapping": ("explain", ("groups.npy", "mapping.npz", "curated.npz", EXPLANATION)),
     "contact_sheet": ("explain", (CONTACT_SHEET,)),
     "refine": ("refine", (REFINEMENT,)),
+    "report": ("report", (REPORT,)),
 }
 # What the system says of a folder that cannot be written to; other errors are bugs and keep their traceback.
 UNUSABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
