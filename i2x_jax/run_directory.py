@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -26,6 +26,11 @@ from i2x_jax.config import Config, InputError
 from i2x_jax.data import Dataset, Splits, load_splits
 from i2x_jax.explanation import Explanation
 from i2x_jax.explanation import from_json as explanation_from_json
+
+if TYPE_CHECKING:
+    import pandas
+
+    from i2x_jax import story
 
 CONFIG, METRICS, CHECKPOINTS, EXPLANATION = "config.json", "metrics.jsonl", "checkpoints", "explanation.json"
 REFINEMENT, CONTACT_SHEET, REPORT = "refinement.json", "contact_sheet.png", "report.html"
@@ -318,6 +323,47 @@ class Run:
 
         with Checkpoints(self.path / CHECKPOINTS, read_only=True) as checkpoints:
             return checkpoints.restore_variables(step, jax.eval_shape(self.model.init, jax.random.key(0)))
+
+    def crops(self, prototype: int, n: int = 16) -> "story.Crops":
+        """The places where a prototype is strongest, cut out of their images; needs the model and the data.
+
+        Args:
+          prototype: its id, 0 to K-1.
+          n: how many at most; fewer where fewer images have the prototype.
+
+        Returns:
+          `images` uint8 `[n, side, side, C]`, `rows` int64 `[n]`, `locations` int64 `[n, 2]` and `intensity` float32
+          `[n]`, by falling intensity at the last checkpoint (`story.Crops`).
+
+        Raises:
+          InputError: unknown prototype, or n below 1.
+        """
+        from i2x_jax import story
+
+        return story.crops(self, prototype, n)
+
+    def story(self, image: int) -> "story.Story":
+        """How the network came to see one training image as it does (`story.Story`).
+
+        Raises:
+          InputError: `image` is no row of the run's arrays.
+        """
+        from i2x_jax import story
+
+        return story.story(self, image)
+
+    def to_frame(self, table: str) -> "pandas.DataFrame":
+        """A table of the run as a pandas data frame, one row per record.
+
+        Args:
+          table: one of `tables.TABLES`: intervals, prototypes, support, pairs, uncertain, metrics, refinement.
+
+        Raises:
+          InputError: no such table, or pandas is not installed.
+        """
+        from i2x_jax import tables
+
+        return tables.to_frame(self, table)
 
 
 def dataset_of(config: Config, data_dir: str | None) -> Splits:

@@ -11,7 +11,7 @@ from i2x_jax.story import maps_of
 
 
 def write_report(directory: RunDirectory, work: Run) -> None:
-    """report.html: figures from the files of the run; saliency of the images shown is computed again from the weights."""
+    """report.html: figures from the files of the run, and saliency of the images shown, from the weights."""
     rng = np.random.default_rng(work.config.seed)
     if directory.main:
         left_out = work.arrays("curated")["left_out"]
@@ -60,9 +60,13 @@ def page_content(work: Run, shown: dict, sides: tuple[int, int]) -> dict:
         "apart": learning["chart_apart"],
         "accuracy": refinement["chart_accuracy"],
         "difference": refinement["chart_difference"],
-        "prototype": charts.over_time(steps, "contribution, logits", "Contribution of the prototype to classes over time"),
+        "prototype": charts.over_time(
+            steps, "contribution, logits", "Contribution of the prototype to classes over time"
+        ),
         "contributions": charts.heat(steps, "step", "contribution, logits", "Contribution of prototypes to the class"),
-        "support": charts.heat(intervals, "steps from–to", "support, confidence", "Support of prototypes for the class"),
+        "support": charts.heat(
+            intervals, "steps from–to", "support, confidence", "Support of prototypes for the class"
+        ),
         "pair": charts.heat(intervals, "steps from–to", "s, confidence", "Effect of prototypes between two classes"),
         "confidence": charts.over_time(steps, "confidence", "Confidence of the image over time"),
         "intensity": charts.over_time(steps, "intensity, logits", "Intensity of prototypes in the image over time"),

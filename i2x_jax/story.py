@@ -178,8 +178,8 @@ def _verdict(classes, label, image, share, curated):
         )
     if contained["skipped"]:
         return False, (
-            f"Kept: it contains prototypes that wavered between {names}, {', '.join(contained['skipped'])}, but leaving "
-            "out all that contain them would take more of a class than refine.max_left_out allows."
+            f"Kept: it contains prototypes that wavered between {names}, {', '.join(contained['skipped'])}, but "
+            "leaving out all that contain them would take more of a class than refine.max_left_out allows."
         )
     if not len(curated["prototypes"]) and not len(curated["skipped"]):
         return False, f"Kept: no prototype is uncertain for {names}."

@@ -17,9 +17,7 @@ Spec = dict[str, Any]
 
 def learning(rows: Sequence[dict], steps: Sequence[str]) -> Spec:
     """Accuracy and mean confidence at the checkpoints: rows of step, series, value in 0..1."""
-    return _lines(
-        rows, steps, "share, 0 to 1", "Accuracy and mean confidence in the label at each checkpoint", zero=False
-    )
+    return _lines(rows, steps, "share, 0 to 1", "Accuracy and mean confidence in the label at each checkpoint")
 
 
 def changes(rows: Sequence[dict], intervals: Sequence[str]) -> Spec:
@@ -48,7 +46,7 @@ def apart(rows: Sequence[dict], classes: Sequence[str], steps: Sequence[str]) ->
     axis = {"labelLimit": 90}
     cells = (
         _chart(rows)
-        .mark_rect(cursor="pointer")
+        .mark_rect(cursor="pointer", stroke="currentColor", strokeOpacity=0.2)
         .encode(
             x=alt.X("a:N", sort=list(classes), title=None, axis=alt.Axis(orient="top", labelAngle=0, **axis)),
             y=alt.Y("b:N", sort=list(classes), title=None, axis=alt.Axis(**axis)),
@@ -57,7 +55,7 @@ def apart(rows: Sequence[dict], classes: Sequence[str], steps: Sequence[str]) ->
                 sort=[*steps, "never"],
                 # Light is early and dark late; what was never told apart stands out from the scale.
                 scale=alt.Scale(domain=[*steps, "never"], range=[*_viridis(len(steps)), "#D55E00"]),
-                legend=_legend("told apart from step"),
+                legend=_legend("told apart from step", columns=5),
             ),
             tooltip=["a:N", "b:N", "step:N"],
         )
@@ -87,7 +85,7 @@ def fidelity(rows: Sequence[dict], intervals: Sequence[str]) -> Spec:
         ),
         tooltip=["interval:N", "series:N", alt.Tooltip("value:Q", format=".3f")],
     )
-    chart = alt.layer(_zero(), base.mark_point(filled=True, size=110, opacity=1, strokeWidth=2.5))
+    chart = alt.layer(_zero(), base.mark_point(filled=False, size=110, opacity=1, strokeWidth=3))
     return _finished(chart, "Gain of the prototypes in each interval, beside its null", height=230)
 
 
@@ -104,11 +102,15 @@ def refinement(rows: Sequence[dict], strategies: Sequence[str]) -> Spec:
         alt.Chart(_values([{"zero": 0}])).mark_rule(strokeDash=[4, 3], color="currentColor").encode(x="zero:Q"),
         base.mark_rule(strokeWidth=2, color=PALETTE[0]).encode(x="low:Q", x2="high:Q", y=y),
         base.mark_point(filled=True, size=90, opacity=1, color=PALETTE[0]).encode(
-            x=alt.X("mean:Q", title="accuracy less the control's, percentage points"), y=y, tooltip=tooltip
+            x=alt.X("mean:Q", title="accuracy less the control's, percentage points", axis=alt.Axis(tickCount=6)),
+            y=y,
+            tooltip=tooltip,
         ),
     )
     return _finished(
-        chart, "Accuracy of each strategy less that of its random control, with 95 % intervals", height={"step": 30}
+        chart,
+        "Accuracy of each strategy less that of its random control, with 95 % intervals",
+        height=30 * len(strategies),
     )
 
 
@@ -116,7 +118,7 @@ def accuracies(rows: Sequence[dict], strategies: Sequence[str], before: float) -
     """Test accuracy of every seed and its mean: rows of strategy, seed, accuracy in per cent, mean."""
     y = alt.Y("strategy:N", sort=list(strategies), title=None, axis=alt.Axis(labelLimit=140))
     base = _chart(rows)
-    x = alt.X("accuracy:Q", title="test accuracy, %", scale=alt.Scale(zero=False))
+    x = alt.X("accuracy:Q", title="test accuracy, %", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=6))
     chart = alt.layer(
         alt.Chart(_values([{"before": before}]))
         .mark_rule(strokeDash=[4, 3], color="currentColor")
@@ -127,7 +129,7 @@ def accuracies(rows: Sequence[dict], strategies: Sequence[str], before: float) -
         .encode(x=alt.X("mean:Q"), y=y, tooltip=["strategy:N", alt.Tooltip("mean:Q", format=".2f")]),
     )
     return _finished(
-        chart, "Test accuracy after each strategy, every seed and the mean; dashed: before", height={"step": 26}
+        chart, "Test accuracy after each strategy, every seed and the mean; dashed: before", height=26 * len(strategies)
     )
 
 
@@ -148,7 +150,8 @@ def heat(times: Sequence[str], time_title: str, title: str, description: str) ->
         y=y,
         color=alt.Color(
             "value:Q",
-            scale=alt.Scale(scheme="blueorange", domainMid=0, reverse=True),
+            # The square root lets small effects show beside large ones.
+            scale=alt.Scale(scheme="blueorange", type="sqrt"),
             legend=alt.Legend(title=title, orient="top", gradientLength=160, titleLimit=260),
         ),
         opacity=alt.condition("datum.faint", alt.value(0.3), alt.value(1)),
@@ -159,15 +162,17 @@ def heat(times: Sequence[str], time_title: str, title: str, description: str) ->
         .mark_point(shape="diamond", size=70, filled=True, opacity=1, color="black", stroke="white", strokeWidth=1)
         .encode(x=x, y=y)
     )
-    return _finished(alt.layer(cells, marks), description, height={"step": 20})
+    return _finished(alt.layer(cells, marks), description, height=20)
 
 
-def _lines(rows, steps, title, description, zero=True):
+def _lines(rows, steps, title, description):
+    # Equal domains let the two legends be one.
+    series = list(dict.fromkeys(row["series"] for row in rows or ()))
     base = (alt.Chart(ROWS) if rows is None else _chart(rows)).encode(
         x=_x("step", steps, "step"),
-        y=alt.Y("value:Q", title=title, scale=alt.Scale(zero=zero)),
-        color=alt.Color("series:N", sort=None, scale=alt.Scale(range=PALETTE), legend=_legend()),
-        shape=alt.Shape("series:N", sort=None, legend=_legend()),
+        y=alt.Y("value:Q", title=title),
+        color=alt.Color("series:N", sort=None, scale=alt.Scale(domain=series, range=PALETTE), legend=_legend()),
+        shape=alt.Shape("series:N", sort=None, scale=alt.Scale(domain=series), legend=_legend()),
         tooltip=["series:N", "step:N", alt.Tooltip("value:Q", format=".3f")],
     )
     lines = alt.layer(base.mark_line(strokeWidth=2), base.mark_point(filled=True, size=60, opacity=1))
@@ -192,8 +197,8 @@ def _x(field, order, title):
     )
 
 
-def _legend(title=None):
-    return alt.Legend(title=title, orient="top", columns=3, labelLimit=150, symbolOpacity=1)
+def _legend(title=None, columns=3):
+    return alt.Legend(title=title, orient="top", columns=columns, labelLimit=150, symbolOpacity=1)
 
 
 def _finished(chart, description, height) -> Spec:

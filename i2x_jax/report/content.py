@@ -1,4 +1,4 @@
-"""What the report says, as plain values: figures from the files of a run, in the order of the page (DESIGN 2.6 to 2.9)."""
+"""What the report says, as plain values from the files of a run, in the order of the page (DESIGN 2.6 to 2.9)."""
 
 import collections
 from typing import Any
@@ -18,7 +18,7 @@ MAX_SUPPORTED = 5
 
 
 def visible(text: str) -> str:
-    """Text in which control and formatting characters are spelt out: they could hide or turn round what stands there."""
+    """Text in which control and formatting characters are spelt out: they could hide or turn round what is there."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -101,7 +101,7 @@ def learning(run: Run, names: list[str]) -> dict:
     lines = [
         {"step": str(line["step"]), "series": f"accuracy, {line['split']}", "value": rounded(line["accuracy"])}
         for line in run.metrics
-        if line["split"] in ("train", "validation") and str(line["step"]) in steps
+        if line["split"] == "validation" and str(line["step"]) in steps
     ]
     lines += [
         {"step": step, "series": "confidence in the label, training", "value": rounded(value)}
@@ -195,7 +195,9 @@ def _pair(pair: PairExplanation, classes, table, curated) -> dict:
         "told_apart": pair.told_apart,
         "soft": rounded(pair.soft_confusions),
         "confusions": list(pair.confusions),
-        "separating": [[each.prototype, rounded(each.evidence_a), rounded(each.evidence_b)] for each in pair.separating],
+        "separating": [
+            [each.prototype, rounded(each.evidence_a), rounded(each.evidence_b)] for each in pair.separating
+        ],
         "analysed": pair.uncertain is not None,
         "uncertain": [[each.prototype, rounded(each.score), each.flips] for each in uncertain.values()],
         "counted": pair.counted,
@@ -227,7 +229,11 @@ def _heat(pair, uncertain, curated) -> list[dict]:
         rows += [(k, s[:, k], np.sign(ci[:, k, 0]) == np.sign(ci[:, k, 1])) for k in others]
     return [
         {"time": t, "prototype": k, "order": order, "value": rounded(value), "uncertain": k in uncertain}
-        | {"faint": not pair.counted[t], "stable": bool(stable[t]), "mark": k in uncertain and t in turned(pair, s, stable)}
+        | {
+            "faint": not pair.counted[t],
+            "stable": bool(stable[t]),
+            "mark": k in uncertain and t in turned(pair, s, stable),
+        }
         for order, (k, s, stable) in enumerate(rows[:MAX_HEAT_ROWS])
         for t, value in enumerate(s)
         if value is not None and np.isfinite(value)

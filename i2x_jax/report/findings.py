@@ -81,9 +81,10 @@ def warnings(explanation: Explanation, map_shape: tuple[int, int], completeness_
     if silent:
         found.append(f"Too little confidence changed to measure a fit in {_intervals(silent)}.")
     if completeness_error.max() > INCOMPLETE:
+        worst = f"{100 * completeness_error.max():.0f} %"
         found.append(
-            f"Contributions miss the logits by up to {100 * completeness_error.max():.0f} % of the largest: the head is "
-            "not linear, and they are gradient times activation."
+            f"Contributions miss the logits by up to {worst} of the largest: the head is not linear, and they are "
+            "gradient times activation."
         )
     return found
 
@@ -99,10 +100,9 @@ def refinement(table: dict) -> list[str]:
     curated = [name for name, entry in table["strategies"].items() if "curated" in name and entry["applicable"]]
     if not curated:
         reasons = {entry["reason"] for entry in table["strategies"].values() if not entry["applicable"]}
-        return [
-            f"Curation does not apply to the pair {names}: {'; '.join(sorted(reasons)) or 'no curated strategy was run'}."
-        ]
-    sentences = []
+        why = "; ".join(sorted(reasons)) or "no curated strategy was run"
+        return [f"Curation does not apply to the pair {names}: {why}."]
+    sentences, better, compared = [], 0, 0
     for row in table["differences"]:
         if row["strategy"] in curated and row["against"].startswith("random"):
             accuracy = row["accuracy"]
@@ -114,6 +114,7 @@ def refinement(table: dict) -> list[str]:
                     "whether it beat the random control."
                 )
                 continue
+            compared, better = compared + 1, better + (accuracy["low"] > 0)
             interval = f"95 % interval {100 * accuracy['low']:+.2f} to {100 * accuracy['high']:+.2f}"
             if accuracy["low"] > 0:
                 verdict = "it beat the random control"
@@ -123,16 +124,23 @@ def refinement(table: dict) -> list[str]:
                 verdict = "it did not beat the random control"
             sentences.append(f"{row['strategy']} against {row['against']}: {verdict} ({points}, {interval}).")
     if not sentences:
-        sentences.append("No random control was run beside the curated sets: whether curation was the cause is open.")
+        first = "No random control was run beside the curated sets: whether curation was the cause is open."
+    elif not compared:
+        first = "There is no interval to tell whether curation beat the random control: more seeds are needed."
+    elif better:
+        first = f"Curation beat the random control in {better} of {compared} comparisons."
+    else:
+        first = f"Curation did not beat the random control in any of {compared} comparisons."
     tests = len(table["differences"])
     sentences.append(
         f"Seeds are those of the fine-tuning, from one trained network; of the {tests} intervals in the table one in "
         "twenty misses its mark by chance."
     )
-    return sentences
+    return [first, *sentences]
 
 
 def _intervals(intervals: Sequence[Interval]) -> str:
-    names = [f"{each.from_step}–{each.to_step}" for each in intervals]
+    # Word joiners: an interval is not to be broken at the end of a line.
+    names = [f"{each.from_step}\u2060–\u2060{each.to_step}" for each in intervals]
     text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"interval {text}" if len(names) == 1 else f"intervals {text}"

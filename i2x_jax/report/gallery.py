@@ -7,7 +7,7 @@ import numpy as np
 from i2x_jax import story
 from i2x_jax.report import pictures
 from i2x_jax.report.contact_sheet import peaks_of
-from i2x_jax.report.content import rounded
+from i2x_jax.report.content import rounded, visible
 from i2x_jax.report.examples import Chosen, choose_groups
 from i2x_jax.run_directory import Run
 from i2x_jax.saliency import crops_at
@@ -60,7 +60,9 @@ def prototypes(run: Run, members: list[Members], maps: dict[int, np.ndarray], si
             "id": k,
             "count": record.count,
             "share": rounded(record.share),
-            "supports": [[run.explanation.classes.index(each.name), rounded(each.contribution)] for each in record.supports],
+            "supports": [
+                [run.explanation.classes.index(each.name), rounded(each.contribution)] for each in record.supports
+            ],
             "nearest": [[each.prototype, rounded(each.distance)] for each in record.nearest],
             "own": rounded(own[:, k], 3),
         }
@@ -88,14 +90,23 @@ def prototypes(run: Run, members: list[Members], maps: dict[int, np.ndarray], si
 def classes(run: Run, rng: np.random.Generator) -> list[dict]:
     """Each class: shared and specialised prototypes, support over time, and its groups with some of their members."""
     labels, images = np.array(run.array("labels")), run.dataset.images
-    found = choose_groups(np.array(run.array("groups")), labels, run.array("confidence"), len(run.explanation.classes), rng)
+    found = choose_groups(
+        np.array(run.array("groups")), labels, run.array("confidence"), len(run.explanation.classes), rng
+    )
     size = pictures.tile_size(images.shape[1:], MEMBER)
     return [
         {
             "samples": record.samples,
             "shared": list(record.shared),
             "specialised": [
-                [each.interval, each.prototype, each.most, rounded(each.most_share), each.least, rounded(each.least_share)]
+                [
+                    each.interval,
+                    each.prototype,
+                    each.most,
+                    rounded(each.most_share),
+                    each.least,
+                    rounded(each.least_share),
+                ]
                 for each in record.specialised
             ],
             "support": [
@@ -163,10 +174,11 @@ def _story(run, row, maps, pixels, assignments, frame, large):
         "classes": [label, *map(int, others)],
         "confidence": rounded(told.confidence[:, [label, *others]], 3),
         "prototypes": [
-            [each.prototype, rounded(each.share, 3), rounded(each.area, 3), rounded(each.intensity, 3)] for each in salient
+            [each.prototype, rounded(each.share, 3), rounded(each.area, 3), rounded(each.intensity, 3)]
+            for each in salient
         ],
         "left_out": told.left_out,
-        "reason": told.reason,
+        "reason": visible(told.reason),
         "largest": rounded(float(maps.max()), 3),
         "frames": pictures.data_uri(pictures.row_of([plain, *overlays], gap=0)),
         "cells": pictures.data_uri(cells),

@@ -13,13 +13,18 @@
       if (key === "style") made.style.cssText = value;
       else made.setAttribute(key, value === true ? "" : value);
     }
-    made.append(...children.flat().filter((child) => child !== null && child !== undefined));
+    made.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
     return made;
   };
   const number = (value, digits = 2) => (value === null || value === undefined ? "–" : value.toFixed(digits));
-  const signed = (value, digits = 2) => (value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + value.toFixed(digits));
+  const signed = (value, digits = 2) => {
+    const text = number(value, digits);
+    return Number(text) > 0 ? "+" + text : text.replace(/^-(0[.0]*)$/, "$1");
+  };
   const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : (100 * value).toFixed(digits) + " %");
   const list = (items) => items.join(", ");
+  // In a sentence a name stands in quotation marks: classes may be called 1 or "and".
+  const quoted = (c) => `“${names[c]}”`;
 
   // Links. A hyphen stands between two names, so that within a name it is percent-encoded too.
   const encoded = (name) => encodeURIComponent(name).replace(/-/g, "%2D");
@@ -56,13 +61,32 @@
   const views = new WeakMap();
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const refuse = async () => { throw new Error("this page loads nothing"); };
+  // What hangs on the rows: the order of the series in the legend, and a scale of colours that is grey at 0.
+  const adapt = ({ color, shape }, rows) => {
+    const largest = Math.max(...rows.map((row) => Math.abs(row.value)), 1e-9);
+    if (shape) color.scale.domain = shape.scale.domain = [...new Set(rows.map((row) => row.series))];
+    else if (color) color.scale.domain = [-largest, largest];
+  };
+  // On a phone long labels stand aslant and legends are folded; the style sheet keeps room for both.
+  const NARROW = 480;
+  const narrow = ({ x, color, shape }) => {
+    if (x && x.axis && x.sort && x.sort.join("").length > 24) Object.assign(x.axis, { labelAngle: -40 });
+    for (const channel of [color, shape]) {
+      if (channel && channel.legend && channel.legend.columns) channel.legend.columns = channel.legend.columns > 3 ? 4 : 2;
+    }
+  };
   const draw = async (place) => {
     const chart = pending.get(place);
     if (!chart) return;
     pending.delete(place);
     watcher.unobserve(place);
     const spec = structuredClone(data.specs[chart.name]);
-    if (chart.rows) spec.datasets = { rows: chart.rows };
+    if (chart.rows) {
+      spec.datasets = { rows: chart.rows };
+      if (chart.lines) spec.height = 20 * chart.lines;
+      for (const { encoding } of spec.layer) adapt(encoding, chart.rows);
+    }
+    if (place.clientWidth < NARROW) for (const { encoding } of spec.layer || [spec]) narrow(encoding);
     if (chart.description) spec.description = chart.description;
     const result = await vegaEmbed(place, spec, {
       mode: "vega-lite", renderer: "svg", actions: false, ast: true,
@@ -79,13 +103,13 @@
   const watcher = new IntersectionObserver((entries) => {
     for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
   }, { rootMargin: "400px" });
-  const plan = (place, name, rows, description) => {
-    pending.set(place, { name, rows, description });
+  const plan = (place, name, rows, description, lines) => {
+    pending.set(place, { name, rows, description, lines });
     watcher.observe(place);
   };
-  const plot = (name, rows, caption, height, kind = "") => {
-    const place = el("div", { class: "plot " + kind, "data-chart": name, style: `min-height:${height}px` });
-    plan(place, name, rows, caption);
+  const plot = (name, rows, caption, lines) => {
+    const place = el("div", { class: "plot", "data-chart": name, style: `--room:${lines ? 20 * lines + 110 : 300}px` });
+    plan(place, name, rows, caption, lines);
     return el("figure", {}, el("figcaption", {}, caption), place);
   };
   const whenIdle = window.requestIdleCallback || ((call) => setTimeout(call, 200));
@@ -99,7 +123,7 @@
       watcher.unobserve(place);
       if (views.has(place)) views.get(place).finalize();
     }
-    panel.replaceChildren(...content.flat().filter(Boolean));
+    panel.replaceChildren(...content.flat(Infinity).filter(Boolean));
     if (document.readyState === "complete") whenIdle(drawRest);
   };
   const panel = (name) => document.getElementById(name + "-panel");
@@ -111,13 +135,18 @@
 
   // Prototypes
   const gallery = document.getElementById("gallery");
-  const supported = (each) => each.supports.map(([c, value]) => `${names[c]} (${signed(value)})`);
+  // The first pictures of the strip, where there is no room for all.
+  const firstOf = (each, count) => {
+    if (!each.strongest) return null;
+    const [, width, height] = each.strongest.tiles;
+    const alt = "Where it is strongest, in images of " + list(each.strongest.labels.slice(0, count).map(quoted));
+    return el("img", { class: "part", src: each.strongest.framed, width: count * (width + 2) - 2, height, alt });
+  };
+  const supported = (each) => each.supports.filter(([, value]) => value >= 0.05 * each.supports[0][1]).map(([c, value]) => `${quoted(c)} by ${number(value)}`);
   gallery.append(...prototypes.map((each) =>
     el("li", {}, el("a", { href: link.prototype(each.id), id: "card-" + each.id },
       el("b", {}, "Prototype " + each.id),
-      each.strongest
-        ? el("img", { src: each.strongest.crops, width: 246, height: 60, alt: "Strongest crops, from images of " + list(each.strongest.labels.slice(0, 4).map((c) => names[c])) })
-        : null,
+      firstOf(each, 4),
       el("span", {}, percent(each.share) + " of locations; " + (each.supports.length ? "raises " + list(supported(each)) : "raises no class"))))));
 
   const examples = (each, kind, title) => {
@@ -146,7 +175,7 @@
         "Nearest prototypes: ", each.nearest.flatMap(([k, distance], place) => [place ? ", " : "", to.prototype(k), ` (distance ${number(distance)})`]), "."),
       el("p", { class: "how" }, "Orange frame: the crop, around the most salient place. Blue frame: all that this place of the feature map can see, up to the border of the image. In brackets: class and intensity."),
       el("div", { class: "two" }, examples(each, "strongest", "Highest intensity"), examples(each, "random", "Drawn at random")),
-      plot("prototype", rows, `Mean contribution of prototype ${id} to the logit of a class, over that class's images, at each checkpoint: the classes with the largest at the end.`, 290),
+      plot("prototype", rows, `Mean contribution of prototype ${id} to the logit of a class, over that class's images, at each checkpoint: the classes with the largest at the end.`),
       more("Data: contribution to every class", table("Contribution to every class", ["class", ...steps.map((s) => "step " + s)], names.map((name, c) => [name, ...steps.map((_, t) => signed(each.own[t][c]))]))));
   };
 
@@ -164,19 +193,19 @@
       shownInterval = Number(t);
       const found = each.groups[shownInterval] || [];
       groups.replaceChildren(...(found.length ? found.map((group) => el("figure", {},
-        el("figcaption", {}, `${group.id < 0 ? "Noise" : "Group " + group.id}: ${group.size} images, confidence in ${names[c]} ${signed(group.change)} on average`),
+        el("figcaption", {}, `${group.id < 0 ? "Noise" : "Group " + group.id}: ${group.size} images; their confidence in ${quoted(c)} moved by ${signed(group.change, 3)} on average`),
         strip(group.picture, [group.rows.length, ...each.tile], `Images ${list(group.rows)}, drawn at random`))) : [el("p", {}, "No image of this class changed in this interval.")]));
     };
     showGroups(Math.min(shownInterval, intervals.length - 1));
     fill(panel("class"),
-      el("h3", { tabindex: -1 }, "Class " + names[c]),
+      el("h3", { tabindex: -1 }, "Class " + quoted(c)),
       el("div", { class: "chooser" }, chooser("Class", "choose-class", names.map((name, d) => [d, name]), c, (value) => go(link.class(value)))),
       el("p", {}, `${each.samples.toLocaleString("en")} training images. `, each.shared.length ? "Shared prototypes, salient in at least 80 % of them:" : "No prototype is salient in 80 % of them."),
       el("ul", { class: "chips" }, each.shared.map((k) => el("li", {}, to.prototype(k)))),
-      plot("contributions", contribution, `Mean contribution to the logit of ${names[c]} over its images, at each checkpoint. Orange raises it, blue lowers it; the prototypes with the largest at the end.`, 20 * ids.length + 110),
+      plot("contributions", contribution, `Mean contribution to the logit of ${quoted(c)} over its images, at each checkpoint. Orange raises it, blue lowers it; the prototypes with the largest at the end.`, ids.length),
       more("Data: contributions", table("Contributions", ["prototype", ...steps.map((s) => "step " + s)], ids.map((k) => [to.prototype(k), ...steps.map((_, t) => signed(prototypes[k].own[t][c]))]))),
       support.length
-        ? [plot("support", support, `Support for ${names[c]}: how far confidence moves when the prototype changes by one deviation, in intervals where a fit can be measured and with a sign that the bootstrap agrees on. A diamond says that the contribution has the other sign and is the one to believe.`, 20 * supporting.length + 110),
+        ? [plot("support", support, `Support for ${quoted(c)}: how far confidence moves when the prototype changes by one deviation, in intervals where a fit can be measured and with a sign that the bootstrap agrees on. A diamond says that the contribution has the other sign and is the one to believe.`, supporting.length),
           more("Data: support", table("Support", ["steps", "prototype", "support", "contribution, logits", "signs"], each.support.map(([t, k, value, logits, disagrees]) => [intervals[t], to.prototype(k), signed(value, 4), signed(logits), disagrees ? "differ" : "agree"])))]
         : el("p", {}, "In no interval does a prototype support this class with a sure sign."),
       el("h4", {}, "Groups of images that changed alike"),
@@ -200,9 +229,9 @@
   const showPair = (a, b) => {
     const pair = findPair(a, b);
     const most = pairs.slice(0, 8).map((each) => el("li", {}, el("a", { href: link.pair(each.a, each.b) }, `${names[each.a]} / ${names[each.b]}`)));
-    const head = [el("h3", { tabindex: -1 }, `${names[a]} and ${names[b]}`), pairChoosers(a, b), el("p", { class: "how" }, "Most confused pairs:"), el("ul", { class: "chips" }, most)];
+    const head = [el("h3", { tabindex: -1 }, `${quoted(a)} and ${quoted(b)}`), pairChoosers(a, b), el("p", { class: "how" }, "Most confused pairs:"), el("ul", { class: "chips" }, most)];
     if (!pair) return fill(panel("pair"), ...head, el("p", {}, `This page holds the ${pairs.length} most confused pairs of ${data.allPairs}, and this is none of them; explanation.json has them all.`));
-    const [A, B] = [names[pair.a], names[pair.b]];
+    const [A, B] = [quoted(pair.a), quoted(pair.b)];
     const rows = pair.heat.map((cell) => ({
       time: intervals[cell.time], order: cell.order, value: cell.value, faint: cell.faint, mark: cell.mark,
       prototype: cell.prototype + (cell.uncertain ? " uncertain" : ""),
@@ -213,18 +242,18 @@
     const values = new Map(pair.heat.map((cell) => [cell.prototype + " " + cell.time, cell.value]));
     fill(panel("pair"), ...head,
       el("p", { class: "lead" }, pair.told_apart === null ? `${A} and ${B} are never told apart for good.` : `${A} and ${B} are told apart from step ${pair.told_apart} on.`),
-      el("p", {}, `At the end, on validation images: ${pair.confusions[0]} of ${A} taken for ${B}, ${pair.confusions[1]} of ${B} taken for ${A}; mean confidence in ${B} over images of ${A} ${percent(pair.soft[0])}, in ${A} over images of ${B} ${percent(pair.soft[1])}.`),
+      el("p", {}, `At the end, on validation images: ${pair.confusions[0]} of ${A} taken for ${B}, ${pair.confusions[1]} of ${B} taken for ${A}; images of ${A} get ${percent(pair.soft[0])} confidence in ${B} on average, images of ${B} ${percent(pair.soft[1])} in ${A}.`),
       el("h4", {}, "Separating prototypes"),
       el("p", { class: "how" }, `Evidence for the right one of the two, in logits, by the contributions at the last checkpoint. A negative figure speaks for the wrong one.`),
-      table("Separating prototypes", ["prototype", "strongest crops", "on images of " + A, "on images of " + B],
-        pair.separating.map(([k, onA, onB]) => [to.prototype(k), prototypes[k].strongest ? el("img", { src: prototypes[k].strongest.crops, width: 184, height: 60, alt: `Strongest crops of prototype ${k}`, style: "object-fit:none;object-position:left" }) : "", signed(onA), signed(onB)])),
+      table("Separating prototypes", ["prototype", "on images of " + A, "on images of " + B, "where it is strongest"],
+        pair.separating.map(([k, onA, onB]) => [to.prototype(k), signed(onA), signed(onB), firstOf(prototypes[k], 4) || ""])),
       el("h4", {}, "What wavered"),
       !pair.analysed
         ? el("p", {}, "This pair was not analysed for uncertain prototypes: explain.max_pairs bounds how many are.")
         : [
           el("p", {}, `${pair.counted.filter(Boolean).length} of ${intervals.length} intervals count, because a fit on this pair beats its null there. `,
             pair.uncertain.length ? ["Uncertain prototypes, whose sure effect turned from one class to the other: ", pair.uncertain.flatMap(([k, score, flips], place) => [place ? ", " : "", to.prototype(k), ` (score ${number(score, 4)}, ${flips} sign changes${pair.skipped.includes(k) ? ", skipped: would leave out too much" : ""})`]), "."] : "No prototype turned with a sure sign."),
-          rows.length ? [plot("pair", rows, `s: how far one deviation of a prototype's change moved confidence from ${B} (blue) towards ${A} (orange), in each interval. Pale: the interval does not count. Diamond: the sure sign of an uncertain prototype turned here.${pair.refined ? "" : " Only uncertain prototypes are kept for this pair."}`, 20 * heatRows(rows) + 110),
+          rows.length ? [plot("pair", rows, `s: how far one deviation of a prototype's change moved confidence from ${B} (blue) towards ${A} (orange), in each interval. Pale: the interval does not count. Diamond: the sure sign of an uncertain prototype turned here.${pair.refined ? "" : " Only uncertain prototypes are kept for this pair."}`, heatRows(rows)),
             more("Data: s over time", table("s over time", ["prototype", ...intervals], [...new Set(pair.heat.map((cell) => cell.prototype))].map((k) => [to.prototype(k), ...intervals.map((_, t) => signed(values.get(k + " " + t), 4))])))] : null,
           more("Data: fit of this pair", table("Fit of this pair", ["steps", "r²", "null, 95 %", "counts"], intervals.map((name, t) => [name, number(pair.r2[t], 3), number(pair.r2_null[t], 3), pair.counted[t] ? "yes" : "no"]))),
         ],
@@ -262,19 +291,19 @@
     const rows = story.classes.flatMap((c, series) => steps.map((step, t) => ({ step, series: names[c] + (series ? "" : " (label)"), value: story.confidence[t][series] })));
     const intensities = story.prototypes.flatMap(([k, , , values]) => steps.map((step, t) => ({ step, series: "prototype " + k, value: values[t] })));
     const frame = (place, caption, alt) => el("figure", {}, sprite(story.frames, place * images.frame[0], 0, images.frame, alt), el("figcaption", {}, caption));
-    fill(panel("image"), ...imageHead(row, `Image ${row}: ${names[story.label]}`),
-      el("p", { class: "lead" }, story.predicted === story.label ? `Recognised at the end, with a confidence of ${percent(own[own.length - 1])}.` : `Taken for ${names[story.predicted]} at the end; confidence in ${names[story.label]} is ${percent(own[own.length - 1])}.`),
+    fill(panel("image"), ...imageHead(row, `Image ${row}: ${quoted(story.label)}`),
+      el("p", { class: "lead" }, story.predicted === story.label ? `Recognised at the end, with a confidence of ${percent(own[own.length - 1])}.` : `Taken for ${quoted(story.predicted)} at the end; confidence in ${quoted(story.label)} is ${percent(own[own.length - 1])}.`),
       el("p", {}, story.reason),
-      el("p", { class: "how" }, `Saliency at each checkpoint, over the image in grey: the stronger the orange, the more salient. One scale for all checkpoints; full colour is ${number(story.largest)}. Below each: step, confidence in ${names[story.label]}.`),
-      el("div", { class: "frames" }, frame(0, "image", `Image ${row} of class ${names[story.label]}`),
+      el("p", { class: "how" }, `Saliency at each checkpoint, over the image in grey: the stronger the orange, the more salient. One scale for all checkpoints; full colour is ${number(story.largest)}. Below each: step, confidence in ${quoted(story.label)}.`),
+      el("div", { class: "frames" }, frame(0, "image", `Image ${row} of class ${quoted(story.label)}`),
         ...steps.map((step, t) => frame(t + 1, el("span", {}, `${step}`, el("br"), percent(own[t], 0)), `Saliency at step ${step}`))),
       el("div", { class: "beside" },
         el("figure", {}, el("figcaption", {}, "Prototypes with the most saliency"), el("img", { src: story.cells, width: images.large[0], height: images.large[1], alt: "Locations of prototypes " + list(story.prototypes.map(([k]) => k)) + " on the image" })),
         table("Prototypes of this image", ["prototype", "share of saliency", "share of area", "intensity at the end"],
           story.prototypes.map(([k, share, area, values], place) => [el("span", {}, el("span", { class: "swatch", style: "background:" + COLOURS[place] }), to.prototype(k)), percent(share, 0), percent(area, 0), number(values[values.length - 1])]))),
       el("div", { class: "two" },
-        plot("confidence", rows, "Confidence in the label, and in the classes that came nearest, at each checkpoint.", 300),
-        plot("intensity", intensities, "Intensity of these prototypes at each checkpoint, in logits.", 300)),
+        plot("confidence", rows, "Confidence in the label, and in the classes that came nearest, at each checkpoint."),
+        plot("intensity", intensities, "Intensity of these prototypes at each checkpoint, in logits.")),
       more("Data: confidence and intensity", table("Confidence and intensity", ["what", ...steps.map((s) => "step " + s)],
         [...story.classes.map((c, series) => [names[c], ...steps.map((_, t) => number(story.confidence[t][series], 3))]),
           ...story.prototypes.map(([k, , , values]) => [to.prototype(k), ...values.map((value) => number(value))])])));
