@@ -13,8 +13,6 @@ import os
 import pathlib
 import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,13 +24,14 @@ from i2x_jax.config import Config, InputError
 from i2x_jax.data import Dataset, Splits, load_splits
 from i2x_jax.explanation import Explanation
 from i2x_jax.explanation import from_json as explanation_from_json
+from i2x_jax.run_files import CONFIG, METRICS, checked, read_array, read_arrays, read_json
 
 if TYPE_CHECKING:
     import pandas
 
     from i2x_jax import story
 
-CONFIG, METRICS, CHECKPOINTS, EXPLANATION = "config.json", "metrics.jsonl", "checkpoints", "explanation.json"
+CHECKPOINTS, EXPLANATION = "checkpoints", "explanation.json"
 REFINEMENT, CONTACT_SHEET, REPORT = "refinement.json", "contact_sheet.png", "report.html"
 
 # The steps of a run in order: the stage each belongs to and the files it makes. A step whose files are all there is
@@ -206,7 +205,7 @@ class RunDirectory:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         # A line is written before its checkpoint, so those up to `step` are whole.
         whole = [line for line in lines if line.endswith("\n")]
-        kept = _read(path, lambda: [line for line in whole if json.loads(line)["step"] <= step])
+        kept = checked(path, lambda: [line for line in whole if json.loads(line)["step"] <= step])
         temporary = self.path / f".tmp-{METRICS}"
         temporary.write_text("".join(kept))
         os.replace(temporary, path)
@@ -218,27 +217,6 @@ class RunDirectory:
         line = {"step": step, "split": split, "loss": loss, "accuracy": accuracy}
         with (self.path / METRICS).open("a") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
-
-
-def read_json(path: pathlib.Path) -> Any:
-    """A JSON file of a run, or `InputError`."""
-    return _read(path, lambda: json.loads(path.read_text()))
-
-
-def read_array(path: pathlib.Path) -> np.ndarray:
-    """A .npy file of a run, mapped into memory, or `InputError`; never unpickles."""
-    return _read(path, lambda: np.load(path, mmap_mode="r", allow_pickle=False))
-
-
-def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All members of a .npz file of a run, or `InputError`; never unpickles."""
-
-    def load():
-        # NumPy leaves a file it opened itself open when it turns out not to be a .npz.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
-            return dict(members)
-
-    return _read(path, load)
 
 
 def read_config(path: pathlib.Path) -> Config:
@@ -291,7 +269,7 @@ class Run:
     def explanation(self) -> Explanation:
         """The structured explanation."""
         path = self.path / EXPLANATION
-        return _read(path, lambda: explanation_from_json(path.read_text()))
+        return checked(path, lambda: explanation_from_json(path.read_text()))
 
     @functools.cached_property
     def refinement(self) -> dict:
@@ -308,7 +286,7 @@ class Run:
                 raise ValueError("it is empty")
             return [json.loads(line) for line in lines]
 
-        return _read(path, load)
+        return checked(path, load)
 
     @functools.cached_property
     def model(self):
@@ -386,22 +364,6 @@ def model_of(config: Config, dataset: Dataset):
         dtype=config.model.dtype,
         allow_1x1=config.model.allow_1x1,
     )
-
-
-def _read(path: pathlib.Path, read: Callable[[], Any]) -> Any:
-    try:
-        return read()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; run the stage that makes it, or check the directory") from None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).splitlines()[0].split("; allowed:")[0]
-        lost = path.name in (CONFIG, METRICS)
-        mend = (
-            "restore it or choose another --workdir"
-            if lost
-            else "move it away and run the same command to make it again"
-        )
-        raise InputError(f"{path} cannot be read ({reason}); allowed: a file made by this program; {mend}") from None
 
 
 def _unusable(path, error):

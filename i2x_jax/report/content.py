@@ -61,7 +61,7 @@ def overview(run: Run) -> dict:
         if entry["applicable"] and "curated" in name
     }
     return {
-        "data": visible(config.data.name),
+        "data": config.data.name,
         "model": f"{config.model.name}{f', tap {config.model.tap}' if config.model.tap else ''}",
         "samples": len(run.array("labels")),
         "map_shape": list(assignments.shape[1:]),
@@ -78,7 +78,7 @@ def overview(run: Run) -> dict:
         ],
         "chart": charts.fidelity(rows, intervals),
         "settings": _flat(header["config"]),
-        "provenance": _flat({key: value for key, value in header["provenance"].items()}),
+        "provenance": _flat(header["provenance"]),
     }
 
 
@@ -89,7 +89,7 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
             rows += _flat(value, f"{prefix}{key}.")
         else:
             text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            rows.append((visible(f"{prefix}{key}"), visible(text)))
+            rows.append((f"{prefix}{key}", text))
     return rows
 
 
@@ -160,11 +160,11 @@ def refinement(run: Run) -> dict:
     ]
     order = list(table["strategies"])
     return {
-        "pair": [visible(name) for name in table["pair"]],
+        "pair": table["pair"],
         "seeds": table["seeds"],
         "before": table["before"],
-        "left_out": {visible(name): count for name, count in table["left_out"].items()},
-        "words": [visible(sentence) for sentence in findings.refinement(table)],
+        "left_out": table["left_out"],
+        "words": findings.refinement(table),
         "strategies": table["strategies"],
         "against_random": {row["strategy"]: row["accuracy"] for row in random},
         "chart_accuracy": charts.accuracies(seeds, order, 100 * table["before"]["accuracy"]) if seeds else None,

@@ -128,9 +128,9 @@ def refinement(table: dict) -> list[str]:
     elif not compared:
         first = "There is no interval to tell whether curation beat the random control: more seeds are needed."
     elif better:
-        first = f"Curation beat the random control in {better} of {compared} comparisons."
+        first = f"Curation beat the random control in {better} of {compared} comparisons that have an interval."
     else:
-        first = f"Curation did not beat the random control in any of {compared} comparisons."
+        first = f"Curation did not beat the random control: {compared} compared with an interval, none above 0."
     tests = len(table["differences"])
     sentences.append(
         f"Seeds are those of the fine-tuning, from one trained network; of the {tests} intervals in the table one in "
@@ -140,7 +140,6 @@ def refinement(table: dict) -> list[str]:
 
 
 def _intervals(intervals: Sequence[Interval]) -> str:
-    # Word joiners: an interval is not to be broken at the end of a line.
-    names = [f"{each.from_step}\u2060–\u2060{each.to_step}" for each in intervals]
+    names = [f"{each.from_step}–{each.to_step}" for each in intervals]
     text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"interval {text}" if len(names) == 1 else f"intervals {text}"

@@ -15,6 +15,8 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
+from i2x_jax.report.content import visible
+
 TEMPLATES = importlib.resources.files("i2x_jax.report") / "templates"
 # What could end a script element, or a line of a script, must not stand in one.
 UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -34,7 +36,7 @@ def render(content: dict) -> str:
       content: what the template `page.html.j2` reads; its member `data` goes to the script.
     """
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"percent": _percent, "number": _number, "signed": _signed}
     template = environment.from_string(_read("page.html.j2"))
@@ -48,6 +50,11 @@ def render(content: dict) -> str:
         hashes=Markup(hashes),
         **{name: Markup(text) for name, text in scripts.items()},
     )
+
+
+def _shown(value):
+    # What is Markup was made here; any other text may hold a name from the data.
+    return visible(value) if type(value) is str else value
 
 
 def _read(name):

@@ -114,7 +114,7 @@ def data_uri(picture: Image.Image) -> str:
 
 
 def _encoded(picture):
-    for options in ({"lossless": True}, {"quality": 80}):
+    for options in ({"lossless": True, "method": 1, "quality": 40}, {"method": 2, "quality": 80}):
         buffer = io.BytesIO()
-        picture.save(buffer, "WEBP", method=4, **options)
+        picture.save(buffer, "WEBP", **options)
         yield buffer.getvalue()

@@ -72,7 +72,9 @@
   const narrow = ({ x, color, shape }) => {
     if (x && x.axis && x.sort && x.sort.join("").length > 24) Object.assign(x.axis, { labelAngle: -40 });
     for (const channel of [color, shape]) {
-      if (channel && channel.legend && channel.legend.columns) channel.legend.columns = channel.legend.columns > 3 ? 4 : 2;
+      if (!channel || !channel.legend || !channel.legend.columns) continue;
+      const longest = Math.max(...channel.scale.domain.map((name) => name.length));
+      channel.legend.columns = longest > 18 ? 1 : longest > 5 ? 2 : 4;
     }
   };
   const draw = async (place) => {
