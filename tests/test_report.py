@@ -88,7 +88,7 @@ def parsed(text):
 
 @pytest.fixture(scope="module")
 def data(parsed):
-    return json.loads(parsed.scripts[0])
+    return json.loads(parsed.scripts[1])
 
 
 class TestFile:
@@ -130,7 +130,7 @@ class TestFile:
 
 class TestNames:
     def test_markup_is_text(self, text, parsed):
-        assert sum(tag == "script" for tag, _ in parsed.tags) == 3
+        assert sum(tag == "script" for tag, _ in parsed.tags) == 4
         assert SCRIPT not in text
         assert any(SCRIPT in words for words in parsed.texts)
 

@@ -123,7 +123,7 @@ def test_markup_in_a_class_name_is_text(opened):
     assert text_of(browser, "#class-panel h3") == f"Class “{SCRIPT}”"
     # As text in the charts too, where long labels are cut, and nowhere as an element.
     assert SCRIPT[:10] in browser.execute_script("return document.querySelector('[data-chart=apart] svg').textContent")
-    assert len(browser.find_elements(By.TAG_NAME, "script")) == 3
+    assert len(browser.find_elements(By.TAG_NAME, "script")) == 4
 
 
 @pytest.mark.parametrize(
@@ -253,8 +253,9 @@ def test_print_has_every_chart(opened):
     assert len(printed["data"]) > 50_000
 
 
-def test_nothing_jumps(opened):
-    browser = opened()
+@pytest.mark.parametrize("fragment", ["", REFINED])
+def test_nothing_jumps(opened, fragment):
+    browser = opened(fragment)
     shift = browser.execute_async_script(
         "const done = arguments[0]; let sum = 0;"
         "new PerformanceObserver((list) => { for (const each of list.getEntries()) sum += each.value; })"

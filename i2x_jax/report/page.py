@@ -21,6 +21,9 @@ TEMPLATES = importlib.resources.files("i2x_jax.report") / "templates"
 # What could end a script element, or a line of a script, must not stand in one.
 UNSAFE = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
+# A page that opens at a view shows nothing before it is there: what was painted first would jump.
+EARLY = 'if (/^#\\w+=/.test(location.hash)) document.documentElement.className = "linking";'
+
 
 def embedded(value: Any) -> Markup:
     """JSON that may stand inside a script element."""
@@ -40,7 +43,7 @@ def render(content: dict) -> str:
     )
     environment.filters |= {"percent": _percent, "number": _number, "signed": _signed}
     template = environment.from_string(_read("page.html.j2"))
-    scripts = {"library": _script(vl_convert.javascript_bundle()), "program": _script(_read("page.js"))}
+    scripts = {"early": EARLY, "library": _script(vl_convert.javascript_bundle()), "program": _script(_read("page.js"))}
     # Browsers hash what stands between the tags.
     hashes = " ".join(f"'sha256-{_sha256(text)}'" for text in scripts.values())
     return template.render(

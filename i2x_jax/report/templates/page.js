@@ -110,7 +110,7 @@
     watcher.observe(place);
   };
   const plot = (name, rows, caption, lines) => {
-    const place = el("div", { class: "plot", "data-chart": name, style: `--room:${lines ? 20 * lines + 110 : 300}px` });
+    const place = el("div", { class: "plot", "data-chart": name, style: `--room:${lines ? 20 * lines + 110 : 340}px` });
     plan(place, name, rows, caption, lines);
     return el("figure", {}, el("figcaption", {}, caption), place);
   };
@@ -358,12 +358,20 @@
     }
   };
 
-  for (const place of document.querySelectorAll(".plot[data-chart]")) if (data.specs[place.dataset.chart]) plan(place, place.dataset.chart);
-  showPrototype(0);
-  showClass(0);
-  const first = pairs.find((pair) => pair.refined) || pairs[0];
-  showPair(first.a, first.b);
-  showImage(images.kinds.confused[0]);
+  const start = () => {
+    for (const place of document.querySelectorAll(".plot[data-chart]")) if (data.specs[place.dataset.chart]) plan(place, place.dataset.chart);
+    showPrototype(0);
+    showClass(0);
+    const first = pairs.find((pair) => pair.refined) || pairs[0];
+    showPair(first.a, first.b);
+    showImage(images.kinds.confused[0]);
+  };
+  try {
+    start();
+  } finally {
+    // Before the heading is focused: what is hidden takes no focus.
+    document.documentElement.classList.remove("linking");
+  }
   follow();
   window.addEventListener("hashchange", follow);
   window.addEventListener("load", () => whenIdle(drawRest));
