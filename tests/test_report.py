@@ -14,7 +14,7 @@ from PIL import Image
 from i2x_jax import story, tables
 from i2x_jax.config import InputError
 from i2x_jax.explanation import ClassExplanation, Explanation, Interval
-from i2x_jax.report import examples, findings, page, pictures
+from i2x_jax.report import charts, examples, findings, page, pictures
 from i2x_jax.report.content import rounded, visible
 from i2x_jax.run_directory import REFINEMENT, REPORT
 from i2x_jax.saliency import crop_size, saliency_maps
@@ -318,6 +318,16 @@ class TestFindings:
     def test_without_a_control(self):
         table = {"pair": ["x", "y"], "seeds": 2, "strategies": {"curated": {"applicable": True}}, "differences": []}
         assert "open" in findings.refinement(table)[0]
+
+
+def test_without_intervals_a_chart_draws_none():
+    row = {"strategy": "curated", "against": "random", "mean": 0.1, "low": None, "high": None}
+    fields = [layer["encoding"]["x"]["field"] for layer in charts.refinement([row], ["curated"])["layer"]]
+    assert fields == ["zero", "mean"]
+    both = [row, row | {"strategy": "hard", "low": 0.0, "high": 0.2}]
+    layers = charts.refinement(both, ["curated", "hard"])["layer"]
+    assert [layer["encoding"]["x"]["field"] for layer in layers] == ["zero", "low", "mean"]
+    assert [values["strategy"] for values in layers[1]["data"]["values"]] == ["hard"]
 
 
 class TestExamples:

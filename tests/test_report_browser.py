@@ -195,7 +195,7 @@ def test_pair_view_shows_the_figures(opened, run):
     browser = opened(REFINED)
     pair = run.explanation.pair(HYPHENS, CONTROL)
     panel = text_of(browser, "#pair-panel")
-    for each in pair.uncertain:
+    for each in pair.uncertain[:8]:
         assert f"{each.prototype} (score {each.score:.4f}, {each.flips} sign changes" in panel
     assert f"{sum(pair.counted)} of {len(pair.counted)} intervals count" in panel
     heat = "[data-chart=pair] svg"

@@ -90,28 +90,18 @@ def fidelity(rows: Sequence[dict], intervals: Sequence[str]) -> Spec:
 
 
 def refinement(rows: Sequence[dict], strategies: Sequence[str]) -> Spec:
-    """Accuracy less that of the random control: rows of strategy, mean, low, high in percentage points."""
+    """Accuracy less that of the random control: rows of strategy, mean, low, high in percentage points (or None)."""
     y = alt.Y("strategy:N", sort=list(strategies), title=None, axis=alt.Axis(labelLimit=140))
-    base = _chart(rows)
-    tooltip = [
-        "strategy:N",
-        "against:N",
-        *(alt.Tooltip(f"{name}:Q", format="+.2f") for name in ("mean", "low", "high")),
-    ]
-    chart = alt.layer(
-        alt.Chart(_values([{"zero": 0}])).mark_rule(strokeDash=[4, 3], color="currentColor").encode(x="zero:Q"),
-        base.mark_rule(strokeWidth=2, color=PALETTE[0]).encode(x="low:Q", x2="high:Q", y=y),
-        base.mark_point(filled=True, size=90, opacity=1, color=PALETTE[0]).encode(
-            x=alt.X("mean:Q", title="accuracy less the control's, percentage points", axis=alt.Axis(tickCount=6)),
-            y=y,
-            tooltip=tooltip,
-        ),
-    )
-    return _finished(
-        chart,
-        "Accuracy of each strategy less that of its random control, with 95 % intervals",
-        height=30 * len(strategies),
-    )
+    x = alt.X("mean:Q", title="accuracy less the control's, percentage points", axis=alt.Axis(tickCount=6))
+    figures = [alt.Tooltip(f"{name}:Q", format="+.2f") for name in ("mean", "low", "high")]
+    zero = alt.Chart(_values([{"zero": 0}])).mark_rule(strokeDash=[4, 3], color="currentColor").encode(x="zero:Q")
+    means = _chart(rows).mark_point(filled=True, size=90, opacity=1, color=PALETTE[0])
+    layers = [zero, means.encode(x=x, y=y, tooltip=["strategy:N", "against:N", *figures])]
+    # A single seed has no interval, and a layer without figures would spoil the scale.
+    if known := [row for row in rows if row["low"] is not None]:
+        layers.insert(1, _chart(known).mark_rule(strokeWidth=2, color=PALETTE[0]).encode(x="low:Q", x2="high:Q", y=y))
+    description = "Accuracy of each strategy less that of its random control, with 95 % intervals"
+    return _finished(alt.layer(*layers), description, height=30 * len(strategies))
 
 
 def accuracies(rows: Sequence[dict], strategies: Sequence[str], before: float) -> Spec:

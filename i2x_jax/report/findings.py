@@ -131,11 +131,9 @@ def refinement(table: dict) -> list[str]:
         first = f"Curation beat the random control in {better} of {compared} comparisons that have an interval."
     else:
         first = f"Curation did not beat the random control: {compared} compared with an interval, none above 0."
-    tests = len(table["differences"])
-    sentences.append(
-        f"Seeds are those of the fine-tuning, from one trained network; of the {tests} intervals in the table one in "
-        "twenty misses its mark by chance."
-    )
+    intervals = sum(row["accuracy"]["low"] is not None for row in table["differences"])
+    chance = f"; of {intervals} intervals like these about one in twenty misses its mark by chance" if intervals else ""
+    sentences.append(f"Seeds are those of the fine-tuning, from one trained network{chance}.")
     return [first, *sentences]
 
 

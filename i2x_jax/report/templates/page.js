@@ -228,6 +228,7 @@
     const other = (c) => (c === 0 ? 1 : 0);
     go(a !== b ? link.pair(a, b) : first ? link.pair(a, other(a)) : link.pair(other(b), b));
   };
+  const MOST_LISTED = 8;
   const showPair = (a, b) => {
     const pair = findPair(a, b);
     const most = pairs.slice(0, 8).map((each) => el("li", {}, el("a", { href: link.pair(each.a, each.b) }, `${names[each.a]} / ${names[each.b]}`)));
@@ -254,13 +255,13 @@
         ? el("p", {}, "This pair was not analysed for uncertain prototypes: explain.max_pairs bounds how many are.")
         : [
           el("p", {}, `${pair.counted.filter(Boolean).length} of ${intervals.length} intervals count, because a fit on this pair beats its null there. `,
-            pair.uncertain.length ? ["Uncertain prototypes, whose sure effect turned from one class to the other: ", pair.uncertain.flatMap(([k, score, flips], place) => [place ? ", " : "", to.prototype(k), ` (score ${number(score, 4)}, ${flips} sign changes${pair.skipped.includes(k) ? ", skipped: would leave out too much" : ""})`]), "."] : "No prototype turned with a sure sign."),
+            pair.uncertain.length ? ["Uncertain prototypes, whose sure effect turned from one class to the other: ", pair.uncertain.slice(0, MOST_LISTED).flatMap(([k, score, flips], place) => [place ? ", " : "", to.prototype(k), ` (score ${number(score, 4)}, ${flips} sign changes${pair.skipped.includes(k) ? ", skipped: would leave out too much" : ""})`]), pair.uncertain.length > MOST_LISTED ? ` and ${pair.uncertain.length - MOST_LISTED} with lower scores.` : "."] : "No prototype turned with a sure sign."),
           rows.length ? [plot("pair", rows, `s: how far one deviation of a prototype's change moved confidence from ${B} (blue) towards ${A} (orange), in each interval. Pale: the interval does not count. Diamond: the sure sign of an uncertain prototype turned here.${pair.refined ? "" : " Only uncertain prototypes are kept for this pair."}`, heatRows(rows)),
             more("Data: s over time", table("s over time", ["prototype", ...intervals], [...new Set(pair.heat.map((cell) => cell.prototype))].map((k) => [to.prototype(k), ...intervals.map((_, t) => signed(values.get(k + " " + t), 4))])))] : null,
           more("Data: fit of this pair", table("Fit of this pair", ["steps", "r²", "null, 95 %", "counts"], intervals.map((name, t) => [name, number(pair.r2[t], 3), number(pair.r2_null[t], 3), pair.counted[t] ? "yes" : "no"]))),
         ],
       pair.refined ? [el("h4", {}, "Left out of the fine-tuning"),
-        left.length ? [el("p", {}, `Images that contain ${wavering.length > 1 ? "one of the prototypes" : "prototype"} `, wavering.flatMap((k, place) => [place ? ", " : "", to.prototype(k)]), "; drawn at random:"), thumbs(left, null)] : el("p", {}, "No image is left out.")] : null,
+        left.length ? [el("p", {}, `Images that contain ${wavering.length > 1 ? "one of the prototypes" : "prototype"} `, wavering.slice(0, MOST_LISTED).flatMap((k, place) => [place ? ", " : "", to.prototype(k)]), wavering.length > MOST_LISTED ? ` or of ${wavering.length - MOST_LISTED} others` : "", "; drawn at random:"), thumbs(left, null)] : el("p", {}, "No image is left out.")] : null,
       el("h4", {}, "Confusions on the test set"),
       table("Confusions on the test set", ["model", `${A} taken for ${B}`, `${B} taken for ${A}`],
         [["before refinement", ...pair.test.before.map(String)], ...pair.test.after.map(([name, [one, two]]) => [name, number(one), number(two)])]),
