@@ -6,9 +6,9 @@ Examples:
     python run.py --config=experiments/digits.py --workdir=runs/mine --config.train.epochs=30
     python run.py --workdir=runs/mine --stage=train --stage=explain
 
-Stages: train, explain, refine; all by default. A stage that needs an earlier one runs it; what is finished is not done
-again, and a run that was stopped goes on with the same command. Exit codes: 0 done, 1 a bug, 2 something that was given
-cannot be used (one line says what).
+Stages: train, explain, refine, report; all by default. A stage that needs an earlier one runs it; what is finished is
+not done again, and a run that was stopped goes on with the same command. A full run ends with report.html in the run
+directory. Exit codes: 0 done, 1 a bug, 2 something that was given cannot be used (one line says what).
 """
 
 import os

@@ -41,10 +41,10 @@ SMALL = (
     "--config.refine.seeds=2",
     "--config.refine.max_left_out=0.9",
 )
-STEPS = ("train", "prototypes", "evidence", "mapping", "contact_sheet", "refine")
+STEPS = ("train", "prototypes", "evidence", "mapping", "contact_sheet", "refine", "report")
 # The file whose appearance says that a stage has begun, and the last one of all.
-BEGINS = {"train": "config.json", "explain": "steps.npy", "refine": "contact_sheet.png"}
-END = "refinement.json"
+BEGINS = {"train": "config.json", "explain": "steps.npy", "refine": "contact_sheet.png", "report": "refinement.json"}
+END = "report.html"
 DONE = re.compile(r"^\[\d+/\d+\] (\w+): done", re.MULTILINE)
 
 _TRIALS = flags.DEFINE_integer("trials", 10, "How often the run is killed.", lower_bound=1)

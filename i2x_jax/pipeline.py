@@ -20,6 +20,7 @@ from i2x_jax.models import Model
 from i2x_jax.run_directory import CONFIG, STEPS, TENSORBOARD, Run, RunDirectory, dataset_of, model_of, read_header
 from i2x_jax.stage_explain import draw_contact_sheet, find_prototypes, map_changes, measure_evidence
 from i2x_jax.stage_refine import refine
+from i2x_jax.stage_report import write_report
 from i2x_jax.stage_train import checkpoint_steps, train
 
 MAKERS: dict[str, Callable[[RunDirectory, Run], None]] = {
@@ -29,6 +30,7 @@ MAKERS: dict[str, Callable[[RunDirectory, Run], None]] = {
     "mapping": map_changes,
     "contact_sheet": draw_contact_sheet,
     "refine": refine,
+    "report": write_report,
 }
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn")
 MAX_PROTOTYPES = np.iinfo(np.int16).max

@@ -14,7 +14,7 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -38,8 +38,13 @@ from i2x_jax.run_files import (
 )
 from i2x_jax.tensorboard import EventFile
 
+if TYPE_CHECKING:
+    import pandas
+
+    from i2x_jax import story
+
 CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tensorboard"
-REFINEMENT, CONTACT_SHEET = "refinement.json", "contact_sheet.png"
+REFINEMENT, CONTACT_SHEET, REPORT = "refinement.json", "contact_sheet.png", "report.html"
 
 # The steps of a run in order: the stage each belongs to and the files it makes. A step whose files are all there is
 # complete, because files only ever get their names when they are.
@@ -53,6 +58,7 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "mapping": ("explain", ("groups.npy", "mapping.npz", "curated.npz", EXPLANATION)),
     "contact_sheet": ("explain", (CONTACT_SHEET,)),
     "refine": ("refine", (REFINEMENT,)),
+    "report": ("report", (REPORT,)),
 }
 # What the system says of a folder that cannot be written to; other errors are bugs and keep their traceback.
 UNUSABLE = (
@@ -369,6 +375,47 @@ class Run:
 
         with Checkpoints(self.path / CHECKPOINTS, read_only=True) as checkpoints:
             return checkpoints.restore_variables(step, jax.eval_shape(self.model.init, jax.random.key(0)))
+
+    def crops(self, prototype: int, n: int = 16) -> "story.Crops":
+        """The places where a prototype is strongest, cut out of their images; needs the model and the data.
+
+        Args:
+          prototype: its id, 0 to K-1.
+          n: how many at most; fewer where fewer images have the prototype.
+
+        Returns:
+          `images` uint8 `[n, side, side, C]`, `rows` int64 `[n]`, `locations` int64 `[n, 2]` and `intensity` float32
+          `[n]`, by falling intensity at the last checkpoint (`story.Crops`).
+
+        Raises:
+          InputError: unknown prototype, or n below 1.
+        """
+        from i2x_jax import story
+
+        return story.crops(self, prototype, n)
+
+    def story(self, image: int) -> "story.Story":
+        """How the network came to see one training image as it does (`story.Story`).
+
+        Raises:
+          InputError: `image` is no row of the run's arrays.
+        """
+        from i2x_jax import story
+
+        return story.story(self, image)
+
+    def to_frame(self, table: str) -> "pandas.DataFrame":
+        """A table of the run as a pandas data frame, one row per record.
+
+        Args:
+          table: one of `tables.TABLES`: intervals, prototypes, support, pairs, uncertain, metrics, refinement.
+
+        Raises:
+          InputError: no such table, or pandas is not installed.
+        """
+        from i2x_jax import tables
+
+        return tables.to_frame(self, table)
 
 
 def dataset_of(config: Config, data_dir: str | None) -> Splits:

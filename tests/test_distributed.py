@@ -324,7 +324,7 @@ class TestLostProcess:
         assert not (workdir / "intensity.npy").exists()
         first, _ = run_in_two(base, workdir, tmp_path, "--stage=explain")
         assert steps_printed(first, "already done") == ["train", "prototypes"]
-        assert differing(workdir, uninterrupted) == ["refinement.json (missing)"]
+        assert differing(workdir, uninterrupted) == ["refinement.json (missing)", "report.html (missing)"]
 
 
 class TestStart:

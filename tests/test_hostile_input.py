@@ -77,7 +77,7 @@ FLAGS = {
     "a group for a value": (["--config.train=3"], "train is '3'", "set its members instead"),
     "zero": (["--config.train.batch_size=0"], "train.batch_size is 0", "at least 1"),
     "strategy": (["--config.refine.strategies=foo"], "refine.strategies is ('foo',)", "curated>full"),
-    "stage": (["--stage=draw"], "--stage=draw", "<train|explain|refine>"),
+    "stage": (["--stage=draw"], "--stage=draw", "<train|explain|refine|report>"),
     "flag": (["--stages=train"], "'stages'", "Did you mean: stage"),
     "argument": (["runs/mine"], "'runs/mine'", "flags only"),
     "no config file": (["--config=missing.py"], "'missing.py'", "set --config"),
@@ -222,7 +222,7 @@ class TestWorkDirectory:
     def test_no_space_for_arrays(self, launched, small_disk, finished):
         workdir = small_disk(8000) / "run"
         shutil.copytree(finished, workdir)
-        remove(workdir, "evidence", "mapping", "contact_sheet", "refine")
+        remove(workdir, "evidence", "mapping", "contact_sheet", "refine", "report")
         fill(workdir.parent, 64)
         before = contents(workdir)
         line = launched(f"--workdir={workdir}", *SMALL)
@@ -279,7 +279,7 @@ def copied(finished, tmp_path):
 
 
 class TestDamage:
-    LATER = ("mapping", "contact_sheet", "refine")
+    LATER = ("mapping", "contact_sheet", "refine", "report")
 
     def refused_untouched(self, refused, workdir):
         before = contents(workdir)
@@ -335,7 +335,7 @@ class TestDamage:
             ("confidence.npy", LATER),
             ("validation.npz", LATER),
             ("contributions.npz", LATER),
-            ("curated.npz", ("refine",)),
+            ("curated.npz", ("refine", "report")),
         ],
     )
     @pytest.mark.parametrize("share", [0, 0.5])

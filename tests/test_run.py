@@ -346,7 +346,7 @@ def test_stage_by_stage_is_the_same_as_all_at_once(base, finished, tmp_path):
     second = run(base, tmp_path / "run", "--stage=explain")
     assert steps_printed(second, "already done") == ["train"]
     assert steps_printed(second, "done") == ["prototypes", "evidence", "mapping", "contact_sheet"]
-    assert differing(tmp_path / "run", finished) == ["refinement.json (missing)"]
+    assert differing(tmp_path / "run", finished) == ["refinement.json (missing)", "report.html (missing)"]
 
 
 def test_another_seed_is_another_run(base, finished, tmp_path):
@@ -359,6 +359,6 @@ def test_another_seed_is_another_run(base, finished, tmp_path):
 def test_a_finished_run_is_left_alone(base, finished):
     before = contents(finished)
     output = run(base, finished)
-    assert output.startswith("Nothing to do: train, explain, refine already done.\n")
+    assert output.startswith("Nothing to do: train, explain, refine, report already done.\n")
     assert "Refinement on the test set" in output
     assert contents(finished) == before

@@ -7,7 +7,7 @@ import numpy as np
 
 from i2x_jax.config import printable
 from i2x_jax.explanation import Explanation, PairExplanation
-from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, REFINEMENT, Run
+from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, REFINEMENT, REPORT, Run
 
 # Relative error of contributions from which they are said not to add up; rounding stays far below.
 INCOMPLETE = 1e-3
@@ -28,6 +28,8 @@ def summary(run: Run) -> str:
     where = [f"Run directory    {run.path}"]
     if (run.path / CONTACT_SHEET).exists():
         where.append(f"Contact sheet    {run.path / CONTACT_SHEET}")
+    if (run.path / REPORT).exists():
+        where.append(f"Report           {run.path / REPORT}")
     return "\n\n".join([*parts, "\n".join(where)])
 
 

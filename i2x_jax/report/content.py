@@ -1,0 +1,247 @@
+"""What the report says, as plain values from the files of a run, in the order of the page (DESIGN 2.6 to 2.9)."""
+
+import collections
+from typing import Any
+
+import numpy as np
+
+from i2x_jax import uncertainty
+from i2x_jax.explanation import PairExplanation
+from i2x_jax.report import charts, findings
+from i2x_jax.run_directory import CONFIG, Run, read_json
+
+# A page that held all pairs of a thousand classes would not open.
+MAX_PAIRS = 1000
+# Rows of a heat map that people can still read.
+MAX_HEAT_ROWS = 24
+MAX_SUPPORTED = 5
+
+
+def visible(text: str) -> str:
+    """Text in which control and formatting characters are spelt out: they could hide or turn round what is there."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def rounded(values: Any, digits: int = 4) -> Any:
+    """Numbers, however nested, at so many significant digits; None where not finite."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if isinstance(values, (list, tuple)):
+        return [rounded(value, digits) for value in values]
+    if values is None or isinstance(values, (bool, int)):
+        return values
+    return float(f"{values:.{digits}g}") + 0.0 if np.isfinite(values) else None
+
+
+def labelled_intervals(run: Run) -> list[str]:
+    """The intervals as 'from–to'."""
+    return [f"{each.from_step}–{each.to_step}" for each in run.explanation.intervals]
+
+
+def overview(run: Run) -> dict:
+    """What was run, how well it does, how far the mapping can be trusted."""
+    header = read_json(run.path / CONFIG)
+    explanation, table, config = run.explanation, run.refinement, run.config
+    assignments = run.array("assignments")
+    last = {line["split"]: line for line in run.metrics}
+    intervals = labelled_intervals(run)
+    series = {"gain over class mean": "gain", "gain over total saliency": "gain_total"}
+    rows = [
+        {"interval": name, "series": label, "value": value}
+        for name, each in zip(intervals, explanation.intervals, strict=True)
+        for label, value in (
+            *((label, getattr(each, field)) for label, field in series.items()),
+            ("null of the first, 95 %", each.null[1]),
+        )
+        if value is not None and each.gain is not None
+    ]
+    after = {
+        name: rounded(entry["mean"]["accuracy"])
+        for name, entry in table["strategies"].items()
+        if entry["applicable"] and "curated" in name
+    }
+    return {
+        "data": config.data.name,
+        "model": f"{config.model.name}{f', tap {config.model.tap}' if config.model.tap else ''}",
+        "samples": len(run.array("labels")),
+        "map_shape": list(assignments.shape[1:]),
+        "last_step": int(run.steps[-1]),
+        "accuracy": {name: last[name]["accuracy"] for name in ("train", "validation") if name in last},
+        "before": table["before"]["accuracy"],
+        "after": after,
+        "conclusions": findings.fidelity(explanation),
+        "warnings": findings.warnings(
+            explanation, assignments.shape[1:], run.arrays("contributions")["completeness_error"]
+        ),
+        "intervals": [
+            {"name": name, "record": each} for name, each in zip(intervals, explanation.intervals, strict=True)
+        ],
+        "chart": charts.fidelity(rows, intervals),
+        "settings": _flat(header["config"]),
+        "provenance": _flat(header["provenance"]),
+    }
+
+
+def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            rows.append((f"{prefix}{key}", text))
+    return rows
+
+
+def learning(run: Run, names: list[str]) -> dict:
+    """What happened between the checkpoints."""
+    explanation, steps, intervals = run.explanation, [str(step) for step in run.steps], labelled_intervals(run)
+    labels, confidence = run.array("labels"), run.array("confidence")
+    own = [float(np.asarray(step)[np.arange(len(labels)), labels].mean()) for step in confidence]
+    lines = [
+        {"step": str(line["step"]), "series": f"accuracy, {line['split']}", "value": rounded(line["accuracy"])}
+        for line in run.metrics
+        if line["split"] == "validation" and str(line["step"]) in steps
+    ]
+    lines += [
+        {"step": step, "series": "confidence in the label, training", "value": rounded(value)}
+        for step, value in zip(steps, own, strict=True)
+    ]
+    samples = len(labels)
+    changed = []
+    for name, each in zip(intervals, explanation.intervals, strict=True):
+        counts = (samples - each.noise - each.unchanged, each.noise, each.unchanged)
+        for order, (kind, count) in enumerate(zip(("in a group", "noise", "unchanged"), counts, strict=True)):
+            changed.append({"interval": name, "kind": kind, "samples": count, "groups": each.groups, "order": order})
+    shown = dict(zip(explanation.classes, names, strict=True))
+    # Both orders of a pair, so that the picture is whole whichever class is looked for first.
+    apart = [
+        {"a": shown[a], "b": shown[b], "step": "never" if pair.told_apart is None else str(pair.told_apart)}
+        | {"link": [pair.a, pair.b]}
+        for pair in explanation.pairs[:MAX_PAIRS]
+        for a, b in ((pair.a, pair.b), (pair.b, pair.a))
+    ]
+    counts = collections.Counter(pair.told_apart for pair in explanation.pairs)
+    return {
+        "chart_lines": charts.learning(lines, steps),
+        "lines": lines,
+        "chart_changes": charts.changes(changed, intervals),
+        "changes": [
+            (name, each, samples - each.noise - each.unchanged)
+            for name, each in zip(intervals, explanation.intervals, strict=True)
+        ],
+        "chart_apart": charts.apart(apart, names, steps) if len(names) <= 40 else None,
+        "apart": [
+            (step, counts[step], [_names(pair, shown) for pair in explanation.pairs if pair.told_apart == step])
+            for step in (*map(int, run.steps), None)
+            if counts[step]
+        ],
+    }
+
+
+def _names(pair, shown):
+    return f"{shown[pair.a]} / {shown[pair.b]}"
+
+
+def refinement(run: Run) -> dict:
+    """The refinement table and whether curation was worth it."""
+    table = run.refinement
+    random = [row for row in table["differences"] if row["against"].startswith("random")]
+    percent = [
+        {"strategy": row["strategy"], "against": row["against"]}
+        | {key: rounded(None if value is None else 100 * value) for key, value in row["accuracy"].items()}
+        for row in random
+    ]
+    seeds = [
+        {"strategy": name, "seed": seed["seed"], "accuracy": rounded(100 * seed["accuracy"], 5)}
+        | {"mean": rounded(100 * entry["mean"]["accuracy"], 5)}
+        for name, entry in table["strategies"].items()
+        for seed in entry["seeds"]
+    ]
+    order = list(table["strategies"])
+    return {
+        "pair": table["pair"],
+        "seeds": table["seeds"],
+        "before": table["before"],
+        "left_out": table["left_out"],
+        "words": findings.refinement(table),
+        "strategies": table["strategies"],
+        "against_random": {row["strategy"]: row["accuracy"] for row in random},
+        "chart_accuracy": charts.accuracies(seeds, order, 100 * table["before"]["accuracy"]) if seeds else None,
+        "chart_difference": charts.refinement(percent, [row["strategy"] for row in percent]) if percent else None,
+    }
+
+
+def pairs(run: Run) -> list[dict]:
+    """What separates two classes and what wavered between them, of the most confused pairs."""
+    explanation, curated, table = run.explanation, run.arrays("curated"), run.refinement
+    refined = tuple(explanation.classes[label] for label in curated["pair"])
+    return [
+        _pair(pair, explanation.classes, table, curated if (pair.a, pair.b) == refined else None)
+        for pair in explanation.pairs[:MAX_PAIRS]
+    ]
+
+
+def _pair(pair: PairExplanation, classes, table, curated) -> dict:
+    a, b = classes.index(pair.a), classes.index(pair.b)
+
+    def taken(confusion):
+        return [confusion[a][b], confusion[b][a]]
+
+    uncertain = {each.prototype: each for each in pair.uncertain or ()}
+    return {
+        "a": a,
+        "b": b,
+        "told_apart": pair.told_apart,
+        "soft": rounded(pair.soft_confusions),
+        "confusions": list(pair.confusions),
+        "separating": [
+            [each.prototype, rounded(each.evidence_a), rounded(each.evidence_b)] for each in pair.separating
+        ],
+        "analysed": pair.uncertain is not None,
+        "uncertain": [[each.prototype, rounded(each.score), each.flips] for each in uncertain.values()],
+        "counted": pair.counted,
+        "r2": rounded(pair.r2),
+        "r2_null": rounded(pair.r2_null),
+        "heat": _heat(pair, uncertain, curated),
+        "refined": curated is not None,
+        "skipped": [] if curated is None else curated["skipped"].tolist(),
+        "test": {
+            "before": taken(table["before"]["confusion"]),
+            "after": [
+                [name, rounded(np.mean([taken(seed["confusion"]) for seed in entry["seeds"]], axis=0))]
+                for name, entry in table["strategies"].items()
+                if entry["applicable"]
+            ],
+        },
+    }
+
+
+def _heat(pair, uncertain, curated) -> list[dict]:
+    """Rows of `charts.heat`: uncertain prototypes first; of the refined pair also the others of largest |s|."""
+    if not pair.counted:
+        return []
+    rows = [(k, each.s, each.stable) for k, each in uncertain.items()]
+    if curated is not None:
+        s, ci = curated["pair_s"], curated["pair_s_ci"]
+        size = np.nan_to_num(abs(s)).max(axis=0)
+        others = [int(k) for k in np.argsort(-size, kind="stable") if k not in uncertain and size[k] > 0]
+        rows += [(k, s[:, k], np.sign(ci[:, k, 0]) == np.sign(ci[:, k, 1])) for k in others]
+    return [
+        {"time": t, "prototype": k, "order": order, "value": rounded(value), "uncertain": k in uncertain}
+        | {
+            "faint": not pair.counted[t],
+            "stable": bool(stable[t]),
+            "mark": k in uncertain and t in turned(pair, s, stable),
+        }
+        for order, (k, s, stable) in enumerate(rows[:MAX_HEAT_ROWS])
+        for t, value in enumerate(s)
+        if value is not None and np.isfinite(value)
+    ]
+
+
+def turned(pair: PairExplanation, s, stable) -> list[int]:
+    """The intervals at which s has another sign than at the last one that counts and is stable (DESIGN 2.8)."""
+    sure = [t for t, counted in enumerate(pair.counted) if counted and stable[t]]
+    turns = uncertainty.flips(np.array([s[t] for t in sure], np.float64))
+    return [t for t, turn in zip(sure[1:], turns, strict=True) if turn]

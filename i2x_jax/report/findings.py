@@ -1,0 +1,143 @@
+"""Sentences that the report says in words, computed from the figures (DESIGN 2.6, 2.9)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from i2x_jax.explanation import Explanation, Interval
+from i2x_jax.report.summary import INCOMPLETE
+
+NOISE_SHARE = 0.5
+
+
+def fidelity(explanation: Explanation) -> list[str]:
+    """What may, and what may not, be concluded from the gains of the prototypes."""
+    measured = [each for each in explanation.intervals if each.gain is not None]
+    total = len(explanation.intervals)
+    if not measured:
+        return [
+            f"In none of the {total} intervals did confidence move enough within the classes to measure a fit: nothing "
+            "may be concluded about which prototypes carried a change of confidence."
+        ]
+    above = [each for each in measured if each.above_null]
+    over_total = [each for each in above if each.gain_total is not None and each.gain_total > 0]
+    sentences = [f"Enough confidence moved to measure a fit in {len(measured)} of {total} intervals."]
+    if not above:
+        sentences.append(
+            "In none of them do the prototypes predict more than chance does within a class: the figures below do not "
+            "support any statement on which prototypes carried a change of confidence."
+        )
+        return sentences
+    gains = [each.gain for each in above]
+    span = f"{min(gains):.2f}" if len(above) == 1 else f"{min(gains):.2f} to {max(gains):.2f}"
+    sentences.append(
+        f"In {_of(len(above), len(measured))} the prototypes explain more of what the class mean leaves open than "
+        f"chance does (gain {span}): there, which prototypes changed in an image goes together with how its "
+        "confidence changed."
+    )
+    if len(over_total) == len(above):
+        sentences.append(
+            "They also explain more than the change of total saliency, so that it matters on which prototype saliency "
+            "changed."
+        )
+    else:
+        rest = len(above) - len(over_total)
+        sentences.append(
+            f"In {rest} of these {len(above)}, total saliency, one number an image, predicts as much or more: there, "
+            "which prototype it was is a description, and not a better prediction."
+        )
+    sentences.append(
+        "Coefficients are associations: nothing here shows what the network would do if a prototype were removed."
+    )
+    return sentences
+
+
+def _of(count, total):
+    return f"all {total}" if count == total else f"{count} of these {total}"
+
+
+def warnings(explanation: Explanation, map_shape: tuple[int, int], completeness_error: np.ndarray) -> list[str]:
+    """What should make a reader doubt parts of the report."""
+    found = []
+    samples = sum(each.samples for each in explanation.per_class)
+    noisy = [each for each in explanation.intervals if noise_share(each, samples) > NOISE_SHARE]
+    if noisy:
+        found.append(
+            f"Grouping: more than {100 * NOISE_SHARE:.0f} % of the changed images are in no group (noise) in "
+            f"{_intervals(noisy)}. The groups there describe a minority."
+        )
+    if map_shape == (1, 1):
+        found.append(
+            "The feature map has a single location: every image is one prototype, and saliency cannot tell where the "
+            "network looks. Choose an earlier tap or larger images."
+        )
+    chance = [each for each in explanation.intervals if each.gain is not None and not each.above_null]
+    if chance:
+        found.append(
+            f"The gain of the prototypes is not above its null in {_intervals(chance)}: read nothing into the "
+            "prototypes of these intervals."
+        )
+    silent = [each for each in explanation.intervals if each.gain is None]
+    if silent:
+        found.append(f"Too little confidence changed to measure a fit in {_intervals(silent)}.")
+    if completeness_error.max() > INCOMPLETE:
+        worst = f"{100 * completeness_error.max():.0f} %"
+        found.append(
+            f"Contributions miss the logits by up to {worst} of the largest: the head is not linear, and they are "
+            "gradient times activation."
+        )
+    return found
+
+
+def noise_share(interval: Interval, samples: int) -> float:
+    """Share of noise among the samples whose confidence changed; 0 where none did."""
+    return interval.noise / max(samples - interval.unchanged, 1)
+
+
+def refinement(table: dict) -> list[str]:
+    """Whether curation beat the random control, and how accuracy moved, from `refinement.json`."""
+    names = "/".join(table["pair"])
+    curated = [name for name, entry in table["strategies"].items() if "curated" in name and entry["applicable"]]
+    if not curated:
+        reasons = {entry["reason"] for entry in table["strategies"].values() if not entry["applicable"]}
+        why = "; ".join(sorted(reasons)) or "no curated strategy was run"
+        return [f"Curation does not apply to the pair {names}: {why}."]
+    sentences, better, compared = [], 0, 0
+    for row in table["differences"]:
+        if row["strategy"] in curated and row["against"].startswith("random"):
+            accuracy = row["accuracy"]
+            points = f"{100 * accuracy['mean']:+.2f} points of accuracy"
+            if accuracy["low"] is None:
+                why = "one seed" if table["seeds"] == 1 else "the same in every seed"
+                sentences.append(
+                    f"{row['strategy']} against {row['against']}: {points} ({why}, so no interval): this cannot tell "
+                    "whether it beat the random control."
+                )
+                continue
+            compared, better = compared + 1, better + (accuracy["low"] > 0)
+            interval = f"95 % interval {100 * accuracy['low']:+.2f} to {100 * accuracy['high']:+.2f}"
+            if accuracy["low"] > 0:
+                verdict = "it beat the random control"
+            elif accuracy["high"] < 0:
+                verdict = "it did worse than the random control"
+            else:
+                verdict = "it did not beat the random control"
+            sentences.append(f"{row['strategy']} against {row['against']}: {verdict} ({points}, {interval}).")
+    if not sentences:
+        first = "No random control was run beside the curated sets: whether curation was the cause is open."
+    elif not compared:
+        first = "There is no interval to tell whether curation beat the random control: more seeds are needed."
+    elif better:
+        first = f"Curation beat the random control in {better} of {compared} comparisons that have an interval."
+    else:
+        first = f"Curation did not beat the random control: {compared} compared with an interval, none above 0."
+    intervals = sum(row["accuracy"]["low"] is not None for row in table["differences"])
+    chance = f"; of {intervals} intervals like these about one in twenty misses its mark by chance" if intervals else ""
+    sentences.append(f"Seeds are those of the fine-tuning, from one trained network{chance}.")
+    return [first, *sentences]
+
+
+def _intervals(intervals: Sequence[Interval]) -> str:
+    names = [f"{each.from_step}–{each.to_step}" for each in intervals]
+    text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return f"interval {text}" if len(names) == 1 else f"intervals {text}"

@@ -1,0 +1,185 @@
+"""The pictures of the report and the figures that stand beside them: prototypes, classes, images."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from i2x_jax import story
+from i2x_jax.report import pictures
+from i2x_jax.report.contact_sheet import peaks_of
+from i2x_jax.report.content import rounded, visible
+from i2x_jax.report.examples import Chosen, choose_groups
+from i2x_jax.run_directory import Run
+from i2x_jax.saliency import crops_at
+
+CROP, MEMBER, FRAME, LARGE, THUMB = 60, 36, 84, 196, 46
+THUMB_COLUMNS = 16
+MAX_TILES, TILES = 8, 600  # crops of each kind of a prototype, and of all
+MAX_CELLS = len(pictures.COLOURS)
+MAX_OTHERS = 4  # classes beside the label on a confidence path
+
+
+class Members(NamedTuple):
+    """Rows that show a prototype: those of highest intensity, and others drawn at random."""
+
+    strongest: np.ndarray
+    random: np.ndarray
+
+
+def choose_members(run: Run, rng: np.random.Generator) -> list[Members]:
+    """For each of the K prototypes the images that will show it."""
+    assignments, final = np.array(run.array("assignments")), np.array(run.array("intensity")[-1])
+    num_prototypes = final.shape[1]
+    shown = int(np.clip(TILES // num_prototypes, 4, MAX_TILES))
+    chosen = []
+    for k in range(num_prototypes):
+        area = (assignments == k).sum((1, 2))
+        strongest = story.strongest_members(area, final[:, k], shown)
+        chosen.append(Members(strongest, rng.permutation(np.flatnonzero(area))[:shown]))
+    return chosen
+
+
+def prototypes(run: Run, members: list[Members], maps: dict[int, np.ndarray], sides: tuple[int, int]) -> list[dict]:
+    """Each prototype: its figures, its strongest crops and random members, alone and in their images.
+
+    Args:
+      run: the run.
+      members: of `choose_members`.
+      maps: row to saliency `[h, w]` at the last checkpoint.
+      sides: of a crop and of the receptive field, in pixels.
+    """
+    assignments, labels = run.array("assignments"), np.array(run.array("labels"))
+    final = run.array("intensity")[-1]
+    own = np.einsum("tckc->tkc", run.arrays("contributions")["mean"])
+    images = run.dataset.images
+    size = pictures.tile_size(images.shape[1:], CROP)
+    records = []
+    for record, of_prototype in zip(run.explanation.prototypes, members, strict=True):
+        k = record.id
+        entry: dict[str, Any] = {
+            "id": k,
+            "count": record.count,
+            "share": rounded(record.share),
+            "supports": [
+                [run.explanation.classes.index(each.name), rounded(each.contribution)] for each in record.supports
+            ],
+            "nearest": [[each.prototype, rounded(each.distance)] for each in record.nearest],
+            "own": rounded(own[:, k], 3),
+        }
+        for kind, rows in of_prototype._asdict().items():
+            if not len(rows):
+                continue
+            peaks = peaks_of(assignments, lambda chosen: np.stack([maps[int(row)] for row in chosen]), k, rows)
+            crops = crops_at(images[rows], peaks, assignments.shape[1:], sides[0])
+            framed = [
+                pictures.framed(images[row], size, peak, assignments.shape[1:], sides)
+                for row, peak in zip(rows, peaks, strict=True)
+            ]
+            entry[kind] = {
+                "rows": rows.tolist(),
+                "labels": labels[rows].tolist(),
+                "intensity": rounded(final[rows, k], 3),
+                "crops": pictures.data_uri(pictures.row_of([pictures.tile(crop, (CROP, CROP)) for crop in crops])),
+                "framed": pictures.data_uri(pictures.row_of(framed)),
+                "tiles": [len(rows), *size],
+            }
+        records.append(entry)
+    return records
+
+
+def classes(run: Run, rng: np.random.Generator) -> list[dict]:
+    """Each class: shared and specialised prototypes, support over time, and its groups with some of their members."""
+    labels, images = np.array(run.array("labels")), run.dataset.images
+    found = choose_groups(
+        np.array(run.array("groups")), labels, run.array("confidence"), len(run.explanation.classes), rng
+    )
+    size = pictures.tile_size(images.shape[1:], MEMBER)
+    return [
+        {
+            "samples": record.samples,
+            "shared": list(record.shared),
+            "specialised": [
+                [
+                    each.interval,
+                    each.prototype,
+                    each.most,
+                    rounded(each.most_share),
+                    each.least,
+                    rounded(each.least_share),
+                ]
+                for each in record.specialised
+            ],
+            "support": [
+                [each.interval, each.prototype, rounded(each.support), rounded(each.contribution), each.disagrees]
+                for each in record.support
+            ],
+            "groups": [
+                [
+                    {
+                        "id": group.id,
+                        "size": group.size,
+                        "change": rounded(group.change, 3),
+                        "rows": group.members.tolist(),
+                        "picture": pictures.data_uri(
+                            pictures.row_of([pictures.tile(images[row], size) for row in group.members])
+                        ),
+                    }
+                    for group in of_interval
+                ]
+                for of_interval in of_class
+            ],
+            "tile": list(size),
+        }
+        for record, of_class in zip(run.explanation.per_class, found, strict=True)
+    ]
+
+
+def images(run: Run, chosen: Chosen, maps: dict[int, np.ndarray]) -> dict:
+    """The chosen images: their stories, saliency at every checkpoint, and prototypes drawn on them.
+
+    Args:
+      run: the run.
+      chosen: of `examples.choose_images`.
+      maps: row to saliency `[T, h, w]`.
+    """
+    rows, pixels = chosen.rows(), run.dataset.images
+    assignments = run.array("assignments")
+    frame, large, thumb = (pictures.tile_size(pixels.shape[1:], side) for side in (FRAME, LARGE, THUMB))
+    thumbs = pictures.grid_of([pictures.tile(pixels[row], thumb) for row in rows], THUMB_COLUMNS)
+    return {
+        "kinds": {kind: members.tolist() for kind, members in chosen._asdict().items()},
+        "rows": rows.tolist(),
+        "frame": list(frame),
+        "large": list(large),
+        "thumb": list(thumb),
+        "columns": THUMB_COLUMNS,
+        "thumbs": pictures.data_uri(thumbs),
+        "stories": [_story(run, int(row), maps[int(row)], pixels[row], assignments[row], frame, large) for row in rows],
+    }
+
+
+def _story(run, row, maps, pixels, assignments, frame, large):
+    told = story.story(run, row)
+    label = run.explanation.classes.index(told.label)
+    others = [c for c in np.argsort(-told.confidence.max(axis=0), kind="stable") if c != label][:MAX_OTHERS]
+    salient = [each for each in told.prototypes if each.share > 0][:MAX_CELLS]
+    plain = pictures.tile(pixels, frame)
+    # One scale for all checkpoints: a map may only look stronger than another if it is.
+    overlays = [pictures.overlaid(plain, each, maps.max()) for each in maps]
+    cells = pictures.outlined(pictures.tile(pixels, large), assignments, [each.prototype for each in salient])
+    return {
+        "row": row,
+        "label": label,
+        "predicted": run.explanation.classes.index(told.predicted),
+        "classes": [label, *map(int, others)],
+        "confidence": rounded(told.confidence[:, [label, *others]], 3),
+        "prototypes": [
+            [each.prototype, rounded(each.share, 3), rounded(each.area, 3), rounded(each.intensity, 3)]
+            for each in salient
+        ],
+        "left_out": told.left_out,
+        "reason": visible(told.reason),
+        "largest": rounded(float(maps.max()), 3),
+        "frames": pictures.data_uri(pictures.row_of([plain, *overlays], gap=0)),
+        "cells": pictures.data_uri(cells),
+    }
