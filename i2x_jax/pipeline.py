@@ -17,7 +17,8 @@ from i2x_jax.data import Splits, fingerprint
 from i2x_jax.distributed import barrier, is_main
 from i2x_jax.models import Model
 from i2x_jax.run_directory import CONFIG, STEPS, Run, RunDirectory, dataset_of, model_of, read_json
-from i2x_jax.stage_explain import draw_contact_sheet, find_prototypes, map_changes, measure_evidence
+from i2x_jax.stage_explain import draw_contact_sheet, map_changes, measure_evidence
+from i2x_jax.stage_prototypes import find_prototypes
 from i2x_jax.stage_refine import refine
 from i2x_jax.stage_train import checkpoint_steps, train
 
