@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from i2x_jax import config as config_lib
+from i2x_jax import torch_weights
 from i2x_jax.config import Config, InputError
 from i2x_jax.data import Splits, fingerprint
 from i2x_jax.distributed import barrier, is_main
@@ -51,10 +52,15 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
     splits = dataset_of(config, data_dir)
     model = model_of(config, splits.train)
     check_feasible(config, splits, model)
+    # Once training is done, the weights that it started from are not needed any more.
+    source = None if directory.complete("train") else config.model.init_from
+    if source:
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        torch_weights.from_torch(config.model.name, torch_weights.read(source), shapes, source)
     with directory.locked():
         directory.check_config(config)
         directory.barrier("directory checked")
-        write_header(directory, config, splits)
+        write_header(directory, config, splits, torch_weights.sha256(source) if source else None)
         directory.barrier("header written")
         work = Run(workdir, data_dir)
         # At hand already: reading data and tracing a large network again would take seconds.
@@ -94,11 +100,6 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
             f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
             f"{jax.device_count()} devices; set --config.train.batch_size"
         )
-    if config.model.init_from:
-        raise InputError(
-            f"config key model.init_from is {config.model.init_from!r}; allowed: '' (weights cannot be read from a "
-            "file in this version); remove it"
-        )
     unknown = [name for name in config.refine.pair if name not in train.class_names]
     if unknown:
         raise InputError(
@@ -108,12 +109,20 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
     checkpoint_steps(config, train)
 
 
-def write_header(directory: RunDirectory, config: Config, splits: Splits) -> None:
-    """Writes config.json, or checks that the data are still those that the run was made with."""
+def write_header(directory: RunDirectory, config: Config, splits: Splits, init_sha256: str | None) -> None:
+    """Writes config.json, or checks that the data are still those that the run was made with.
+
+    So are the initial weights, if their fingerprint `init_sha256` is given.
+    """
     prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
     if (directory.path / CONFIG).exists():
-        made_with = read_json(directory.path / CONFIG)["provenance"]["data_fingerprint"]
-        changed = [name for name in prints if prints[name] != made_with[name]]
+        made_with = read_json(directory.path / CONFIG)["provenance"]
+        if init_sha256 and init_sha256 != made_with.get("init_from_sha256"):
+            raise InputError(
+                f"the weights in {config.model.init_from} differ from those that {directory.path} was begun with; "
+                "allowed: the same file; restore it or choose another --workdir"
+            )
+        changed = [name for name in prints if prints[name] != made_with["data_fingerprint"][name]]
         if changed:
             raise InputError(
                 f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "
@@ -127,6 +136,8 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits) -> Non
         "git_revision": git_revision(),
         "data_fingerprint": prints,
     }
+    if init_sha256:
+        provenance["init_from_sha256"] = init_sha256
     directory.write_json(CONFIG, {"config": config_lib.to_dict(config), "provenance": provenance, "timing": {}})
 
 
