@@ -27,7 +27,6 @@ import json
 import os
 import pathlib
 import platform
-import subprocess
 import sys
 import tempfile
 
@@ -38,10 +37,10 @@ from absl import app, flags, logging
 
 import run as program
 from experiments import benchmark_stages, benchmark_tables
+from experiments.benchmark_worker import Side
 from i2x_jax.config import InputError, from_config_dict
 from i2x_jax.run_directory import RunDirectory
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 SIDES = ("ours", "baseline")
 # Flags of run.py, whose reader of command lines is used, that mean nothing here.
 NOT_HERE = ("stage", "coordinator", "num_processes", "process_id", "cluster")
@@ -51,37 +50,6 @@ _JSON = flags.DEFINE_string("json", None, "The file that the figures are written
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Warm runs of each stage.", lower_bound=1)
 _TRAIN_STEPS = flags.DEFINE_integer("train_steps", 10, "Training steps that are timed together.", lower_bound=1)
 _GROWTH = flags.DEFINE_bool("growth", False, "Print how the cost grows instead.")
-
-
-class Side:
-    """One implementation's process."""
-
-    def __init__(self, name: str, arguments: list[str], log: pathlib.Path):
-        self.name, self.log, self.peak = name, log, 0
-        command = [sys.executable, "-m", "experiments.benchmark_worker", name, *arguments]
-        with log.open("w") as errors:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
-            )
-
-    def call(self, name: str, load: int | None = None, cool: bool = False, save: str | None = None, **inputs) -> dict:
-        """Calls a method of the implementation: its answer, as in `benchmark_worker`."""
-        try:
-            line = {"call": name, "inputs": inputs, "load": load, "cool": cool, "save": save}
-            print(json.dumps(line), file=self.process.stdin, flush=True)
-            answer = json.loads(self.process.stdout.readline() or "{}")
-        except BrokenPipeError:
-            answer = {}
-        if "result" not in answer:
-            told = answer.get("error") or f"the process ended ({self.process.wait()}); {self.log.read_text()[-2000:]}"
-            raise RuntimeError(f"{self.name}: {name}: {told}")
-        self.peak = answer["peak"]
-        return answer
-
-    def close(self) -> None:
-        """Ends the process."""
-        self.process.stdin.close()
-        self.process.wait()
 
 
 def check(workdir: str, json_path: str | None) -> None:

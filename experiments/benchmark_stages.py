@@ -112,7 +112,7 @@ def measure(sides: dict[str, Any], config: Config, folder: pathlib.Path, repeats
     """All rows, the memory that `explain` takes, and the differences.
 
     Args:
-      sides: 'ours' and 'baseline', see `benchmark.Side`.
+      sides: 'ours' and 'baseline', see `benchmark_worker.Side`.
       config: of the run.
       folder: where arrays go.
       repeats: warm calls of each stage and side.

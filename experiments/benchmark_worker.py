@@ -1,14 +1,16 @@
-"""One implementation in a process of its own: carries out the calls that `benchmark.py` writes to its standard input.
+"""One implementation in a process of its own, and the `Side` that drives it through a pipe.
 
 A call is a line of JSON: {"call": name of a method, "inputs": {argument: value or path of a .npy file}, "load":
 checkpoint or null, "cool": whether compiled programs are forgotten before, "save": where arrays of the result go, or
 null}. The answer is a line too: {"seconds", "result": {name: value or path}, "peak": bytes}, or {"error": a traceback}.
 """
 
+import contextlib
 import json
 import os
 import pathlib
 import resource
+import subprocess
 import sys
 import time
 import traceback
@@ -16,6 +18,41 @@ import traceback
 import numpy as np
 
 from experiments.benchmark_problem import problem_of
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+class Side:
+    """One implementation's process."""
+
+    def __init__(self, name: str, arguments: list[str], log: pathlib.Path):
+        self.name, self.log, self.peak = name, log, 0
+        command = [sys.executable, "-m", "experiments.benchmark_worker", name, *arguments]
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=ROOT
+            )
+
+    def call(self, name: str, load: int | None = None, cool: bool = False, save: str | None = None, **inputs) -> dict:
+        """Calls a method of the implementation: its answer, as above."""
+        try:
+            line = {"call": name, "inputs": inputs, "load": load, "cool": cool, "save": save}
+            print(json.dumps(line), file=self.process.stdin, flush=True)
+            answer = json.loads(self.process.stdout.readline() or "{}")
+        except BrokenPipeError:
+            answer = {}
+        if "result" not in answer:
+            told = answer.get("error") or f"the process ended ({self.process.wait()}); {self.log.read_text()[-2000:]}"
+            raise RuntimeError(f"{self.name}: {name}: {told}")
+        self.peak = answer["peak"]
+        return answer
+
+    def close(self) -> None:
+        """Ends the process."""
+        # What it was told last may never have been read, if it ended by itself.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        self.process.wait()
 
 
 class Worker:

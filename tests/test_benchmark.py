@@ -11,14 +11,16 @@ import pytest
 
 from experiments.kill_and_resume import SMALL
 from i2x_jax import mapping
+from i2x_jax.run_directory import read_config
 
 try:
     import torch
     from captum.attr import LayerGradCam
 
-    from experiments import sklearn_baseline, torch_baseline
+    from experiments import benchmark_stages, benchmark_tables, sklearn_baseline, torch_baseline
     from experiments.benchmark_problem import problem_of
     from experiments.benchmark_stages import STAGES
+    from experiments.benchmark_worker import Side
 except ImportError:
     torch = None
 
@@ -68,6 +70,28 @@ def test_every_stage_is_measured_on_both_sides(report):
     for side, peak in report["memory"]["explain"].items():
         assert peak >= report["memory"]["at_start"][side] > 1e7
     assert report["sides"]["ours"]["threads"] == report["sides"]["baseline"]["threads"] == len(os.sched_getaffinity(0))
+
+
+def test_growth_is_measured_at_every_size(finished, tmp_path, monkeypatch):
+    sizes = {"IMAGES": (100, 500), "PROTOTYPES": (8, 12), "CHECKPOINTS": (2, 10), "CHANNELS": (8,), "CHANNEL_ROWS": 300}
+    for name, value in sizes.items():
+        monkeypatch.setattr(benchmark_stages, name, value)
+    arguments = [str(finished), "", "100", str(tmp_path / "weights")]
+    sides = {}
+    try:
+        for name in ("ours", "baseline"):
+            sides[name] = Side(name, arguments, tmp_path / f"{name}.log")
+            sides["ours"].call("export")
+        found = benchmark_stages.growth(sides, read_config(finished), tmp_path)
+    finally:
+        for side in sides.values():
+            side.close()
+    measured = [(row["images"], row["prototypes"], row["checkpoints"]) for row in found["explain"]]
+    assert measured == [(100, 8, 10), (500, 8, 10), (100, 12, 10), (100, 8, 2)]
+    assert all(row[name]["explain"] > 0 for row in found["explain"] for name in sides)
+    assert [row["channels"] for row in found["pca"]] == [8]
+    table = benchmark_tables.growth(found)
+    assert len([line for line in table.splitlines() if line.strip().startswith(("100 ", "500 "))]) == 4
 
 
 def test_both_compute_the_same(report):
