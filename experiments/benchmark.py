@@ -109,20 +109,27 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, contextlib.ExitStack() as stack:
         folder = pathlib.Path(folder)
         arguments = [str(pathlib.Path(workdir).absolute()), data_dir, str(_NUM_IMAGES.value), str(folder / "weights")]
-        sides = {}
-        for name in SIDES:
-            sides[name] = Side(name, arguments, folder / f"{name}.log")
-            stack.callback(sides[name].close)
-            if name == "ours":
-                sides[name].call("export")
-        report["sides"] = {name: side.call("describe")["result"] for name, side in sides.items()}
+
+        def started(name, batch_size=0):
+            side = Side(name, [*arguments, str(batch_size)], folder / f"{name}.log")
+            stack.callback(side.close)
+            return side
+
+        # Weights are converted and batches tuned in processes of their own, which leave no mark on those measured.
+        first = {"ours": started("ours")}
+        first["ours"].call("export")
+        first["baseline"] = started("baseline")
+        report["sides"] = {name: side.call("describe")["result"] for name, side in first.items()}
+        stack.close()
+        sides = {name: started(name, report["sides"][name]["batch_size"]) for name in SIDES}
+        for side in sides.values():
+            side.call("describe")
         config = from_config_dict(flags.FLAGS["config"].value)
         if _GROWTH.value:
             report["growth"] = benchmark_stages.growth(sides, config, folder)
             print(benchmark_tables.growth(report["growth"]))
         else:
-            sides["ours"].call("read_splits", data_dir=data_dir or None)
-            report |= benchmark_stages.measure(sides, config, folder, _REPEATS.value, _TRAIN_STEPS.value)
+            report |= benchmark_stages.measure(sides, config, folder, data_dir, _REPEATS.value, _TRAIN_STEPS.value)
             print(benchmark_tables.stages(report))
     if _JSON.value:
         temporary = pathlib.Path(f"{_JSON.value}.tmp")

@@ -19,7 +19,9 @@ from i2x_jax.stage_prototypes import blocks, cluster, feature_rows, find_prototy
 class Implementation:
     """The stages, each with the outputs of those before it as arguments; NumPy arrays in and out."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, batch_size: int = 0):
+        # The config sets it.
+        del batch_size
         self.run = Run(problem.workdir)
         self.use(problem)
         self.model = self.run.model

@@ -108,13 +108,16 @@ def is_array(value: Any) -> bool:
     return isinstance(value, str) and value.endswith(".npy")
 
 
-def measure(sides: dict[str, Any], config: Config, folder: pathlib.Path, repeats: int, train_steps: int) -> dict:
+def measure(
+    sides: dict[str, Any], config: Config, folder: pathlib.Path, data_dir: str, repeats: int, train_steps: int
+) -> dict:
     """All rows, the memory that `explain` takes, and the differences.
 
     Args:
       sides: 'ours' and 'baseline', see `benchmark_worker.Side`.
       config: of the run.
       folder: where arrays go.
+      data_dir: where prepared data sets are; may be empty.
       repeats: warm calls of each stage and side.
       train_steps: training steps timed together.
     """
@@ -209,6 +212,7 @@ def measure(sides: dict[str, Any], config: Config, folder: pathlib.Path, repeats
     rows["mapping_null"] = bench.stage(
         "mapping_null", calls={"ours": "mapping", "baseline": None}, inputs={"ours": {**mapping, **NULL}}, **alone
     )
+    bench.call("ours", "read_splits", data_dir=data_dir or None)
     rows["explain_complete"] = bench.stage(
         "explain_complete", calls={"ours": "explain_complete", "baseline": None}, **alone
     )

@@ -53,25 +53,26 @@ class Side:
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
+        self.process.stdout.close()
 
 
 class Worker:
     """An implementation and the arrays it was last given."""
 
-    def __init__(self, side: str, workdir: str, data_dir: str | None, num_images: int, weights: str):
+    def __init__(self, side: str, workdir: str, data_dir: str | None, num_images: int, weights: str, batch_size: int):
         # Only one of the two frameworks enters a process.
         if side == "ours":
             from experiments.benchmark_ours import Implementation
         else:
             from experiments.torch_baseline import Implementation
-        self.make, self.made = Implementation, None
+        self.make, self.made, self.batch_size = Implementation, None, batch_size
         self.problem = problem_of(workdir, data_dir, num_images, weights)
         self.arrays = {}
 
     def answer(self, call: dict) -> dict:
         """Carries out one call."""
         if self.made is None:
-            self.made = self.make(self.problem)
+            self.made = self.make(self.problem, self.batch_size)
         if call["call"] == "describe":
             sizes = {"images": len(self.problem.labels), "image_shape": self.problem.images.shape[1:]}
             return self.done(0.0, {**self.made.facts(), **sizes}, None)
@@ -113,12 +114,12 @@ def main() -> None:
     # What a library prints must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    side, workdir, data_dir, num_images, weights = sys.argv[1:]
+    side, workdir, data_dir, num_images, weights, batch_size = sys.argv[1:]
     pathlib.Path(weights).mkdir(exist_ok=True)
     worker = None
     for line in sys.stdin:
         try:
-            worker = worker or Worker(side, workdir, data_dir or None, int(num_images), weights)
+            worker = worker or Worker(side, workdir, data_dir or None, int(num_images), weights, int(batch_size))
             answer = worker.answer(json.loads(line))
         except Exception:
             answer = {"error": traceback.format_exc()}

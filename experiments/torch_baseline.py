@@ -29,7 +29,7 @@ TUNING_IMAGES = 1024
 class Implementation:
     """The stages, each with the outputs of those before it as arguments; NumPy arrays in and out."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, batch_size: int = 0):
         self.problem, self.explain_settings = problem, problem.config.explain
         torch.set_num_threads(problem.threads)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,7 +44,7 @@ class Implementation:
         self.tap = model.tap or list(self.network.stages())[-1]
         self.half = model.dtype == "bfloat16"
         self.load(-1)
-        self.batch = self.tuned_batch()
+        self.batch = batch_size or self.tuned_batch()
 
     def use(self, problem: Problem) -> None:
         """Goes on with other images, prototypes or checkpoints of the same network."""

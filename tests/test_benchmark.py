@@ -76,7 +76,7 @@ def test_growth_is_measured_at_every_size(finished, tmp_path, monkeypatch):
     sizes = {"IMAGES": (100, 500), "PROTOTYPES": (8, 12), "CHECKPOINTS": (2, 10), "CHANNELS": (8,), "CHANNEL_ROWS": 300}
     for name, value in sizes.items():
         monkeypatch.setattr(benchmark_stages, name, value)
-    arguments = [str(finished), "", "100", str(tmp_path / "weights")]
+    arguments = [str(finished), "", "100", str(tmp_path / "weights"), "0"]
     sides = {}
     try:
         for name in ("ours", "baseline"):
@@ -150,7 +150,7 @@ def test_baseline_is_gradcam_as_captum_computes_it(baseline):
 def test_baseline_runs_without_jax(finished):
     code = (
         "import sys; from experiments.benchmark_worker import Worker; "
-        f"worker = Worker('baseline', {str(finished)!r}, None, 200, {str(finished.parent)!r}); "
+        f"worker = Worker('baseline', {str(finished)!r}, None, 200, {str(finished.parent)!r}, 0); "
         "assert 'torch' in sys.modules and 'jax' not in sys.modules"
     )
     done = python("-c", code)
