@@ -6,8 +6,12 @@ Each network's training step and forward pass, compiled as XLA comes and as this
 one process; prints medians, images a second and the ratio. Nothing to measure on a GPU or TPU: there both are the same.
 """
 
+import pathlib
 import statistics
+import sys
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax
 import numpy as np

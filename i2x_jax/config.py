@@ -82,7 +82,10 @@ class DataConfig(_Group):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Group):
-    """Which network; `tap` names the stage whose feature map is explained ('' for the last), `width` 0 is its own."""
+    """Which network; `tap` names the stage whose feature map is explained ('' for the last), `width` 0 is its own.
+
+    `init_from` names a .safetensors file of the initial weights under torchvision's names ('' draws them).
+    """
 
     _prefix = "model."
     name: str = "cnn"

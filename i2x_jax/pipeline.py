@@ -12,13 +12,14 @@ import jax
 import numpy as np
 
 from i2x_jax import config as config_lib
-from i2x_jax import tensorboard, training
+from i2x_jax import tensorboard, torch_weights, training
 from i2x_jax.config import Config, InputError
 from i2x_jax.data import Splits, fingerprint
 from i2x_jax.distributed import barrier, is_main
 from i2x_jax.models import Model
 from i2x_jax.run_directory import CONFIG, STEPS, TENSORBOARD, Run, RunDirectory, dataset_of, model_of, read_header
-from i2x_jax.stage_explain import draw_contact_sheet, find_prototypes, map_changes, measure_evidence
+from i2x_jax.stage_explain import draw_contact_sheet, map_changes, measure_evidence
+from i2x_jax.stage_prototypes import find_prototypes
 from i2x_jax.stage_refine import refine
 from i2x_jax.stage_report import write_report
 from i2x_jax.stage_train import checkpoint_steps, train
@@ -58,10 +59,15 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
     check_feasible(config, splits, model)
     if events:
         directory.open_events = event_file_of(directory, config, splits)
+    # Once training is done, the weights that it started from are not needed any more.
+    source = None if directory.complete("train") else config.model.init_from
+    if source:
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        torch_weights.from_torch(config.model.name, torch_weights.read(source), shapes, source)
     with directory.locked():
         directory.check_config(config)
         directory.barrier("directory checked")
-        write_header(directory, config, splits)
+        write_header(directory, config, splits, torch_weights.sha256(source) if source else None)
         directory.barrier("header written")
         work = Run(workdir, data_dir)
         # At hand already: reading data and tracing a large network again would take seconds.
@@ -102,11 +108,6 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
             f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
             f"{jax.device_count()} devices; set --config.train.batch_size"
         )
-    if config.model.init_from:
-        raise InputError(
-            f"config key model.init_from is {config.model.init_from!r}; allowed: '' (weights cannot be read from a "
-            "file in this version); remove it"
-        )
     unknown = [name for name in config.refine.pair if name not in train.class_names]
     if unknown:
         raise InputError(
@@ -125,12 +126,20 @@ def event_file_of(
     return lambda lines: tensorboard.EventFile(directory.path / TENSORBOARD, lines, lambda step: float(rate(step - 1)))
 
 
-def write_header(directory: RunDirectory, config: Config, splits: Splits) -> None:
-    """Writes config.json, or checks that the data are still those that the run was made with."""
+def write_header(directory: RunDirectory, config: Config, splits: Splits, init_sha256: str | None) -> None:
+    """Writes config.json, or checks that the data are still those that the run was made with.
+
+    So are the initial weights, if their fingerprint `init_sha256` is given.
+    """
     prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
     if (directory.path / CONFIG).exists():
-        made_with = read_header(directory.path)["provenance"]["data_fingerprint"]
-        changed = [name for name in prints if prints[name] != made_with.get(name)]
+        made_with = read_header(directory.path)["provenance"]
+        if init_sha256 and init_sha256 != made_with.get("init_from_sha256"):
+            raise InputError(
+                f"the weights in {config.model.init_from} differ from those that {directory.path} was begun with; "
+                "allowed: the same file; restore it or choose another --workdir"
+            )
+        changed = [name for name in prints if prints[name] != made_with["data_fingerprint"].get(name)]
         if changed:
             raise InputError(
                 f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "
@@ -144,6 +153,8 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits) -> Non
         "git_revision": git_revision(),
         "data_fingerprint": prints,
     }
+    if init_sha256:
+        provenance["init_from_sha256"] = init_sha256
     directory.write_json(CONFIG, {"config": config_lib.to_dict(config), "provenance": provenance, "timing": {}})
 
 

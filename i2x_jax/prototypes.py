@@ -181,9 +181,9 @@ def kmeans(
     threshold = tolerance * sample.var(axis=0, dtype=np.float64).mean()
     sample, ones = jnp.asarray(sample), jnp.ones(len(sample))
     starts = (_plus_plus(sample, num_clusters, start_key) for start_key in start_keys)
-    runs = [_lloyd([sample], [ones], start, max_iterations, threshold) for start in starts]
+    runs = [lloyd([sample], [ones], start, max_iterations, threshold) for start in starts]
     best = min(runs, key=lambda run: run.inertia)
-    result = _lloyd(blocks, weights, best.centroids, max_iterations, threshold)
+    result = lloyd(blocks, weights, best.centroids, max_iterations, threshold)
     order = np.lexsort((*result.centroids.T[::-1], -result.counts))
     return result._replace(centroids=result.centroids[order], counts=result.counts[order])
 
@@ -247,8 +247,22 @@ def _next_centre(points, nearest, key, trials):
     return candidates[best], distances[best]
 
 
-def _lloyd(blocks, weights, centroids, max_iterations, threshold):
-    """Lloyd's iterations; the counts and inertia returned are those of the returned centroids."""
+def lloyd(
+    blocks: Sequence[jax.Array],
+    weights: Sequence[jax.Array],
+    centroids: np.ndarray,
+    max_iterations: int,
+    threshold: float,
+) -> KMeans:
+    """Lloyd's iterations from given centroids; counts and inertia returned are those of the returned centroids.
+
+    Args:
+      blocks: as in `kmeans`, and so `weights`.
+      weights: of the rows.
+      centroids: [K,D] to start from.
+      max_iterations: updates of the centroids, at most.
+      threshold: ends once the squared shift of all centroids together is at most this.
+    """
     centroids = np.asarray(centroids)
     shift = np.inf
     for iteration in range(max_iterations + 1):

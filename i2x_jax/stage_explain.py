@@ -1,95 +1,13 @@
-"""The stage `explain`: checkpoints to the structured explanation (DESIGN 2.2 to 2.8)."""
+"""The stage `explain` from the prototypes on: checkpoints to the structured explanation (DESIGN 2.3 to 2.8)."""
 
-import jax
 import numpy as np
 
-from i2x_jax import evidence, grouping, mapping, prototypes, saliency, training, uncertainty
-from i2x_jax.compilation import jit
-from i2x_jax.data import batches
-from i2x_jax.distributed import divisible, fetch, shard
+from i2x_jax import evidence, grouping, mapping, saliency, training, uncertainty
+from i2x_jax.distributed import fetch
 from i2x_jax.explanation import to_json
 from i2x_jax.report.contact_sheet import contact_sheet
 from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, Run, RunDirectory
 from i2x_jax.structure import build_explanation
-
-# On a CPU a block's distances should stay in the cache; elsewhere a block should fill the device.
-POINTS_PER_BLOCK = {"cpu": 2**14}
-POINTS_PER_BLOCK_ELSEWHERE = 2**20
-
-
-@jax.jit
-def _rows(features, mask):
-    """Feature maps `[B, h, w, d]` as rows `[B*h*w, d]`, and 1 for every row of an unmasked sample."""
-    _, h, w, d = features.shape
-    return features.reshape(-1, d), mask.repeat(h * w).astype(features.dtype)
-
-
-def find_prototypes(directory: RunDirectory, work: Run) -> None:
-    """PCA and K-means of the final model's feature vectors: prototypes.npz and assignments.npy (DESIGN 2.2)."""
-    config, model, dataset = work.config, work.model, work.dataset
-    variables = work.variables(work.steps[-1])
-    h, w, _ = model.feature_shape
-    locations = len(dataset.labels) * h * w
-    features_of = jit(model.features)
-
-    def all_features():
-        with directory.progress_bar("features", len(dataset.labels), "image") as bar:
-            for batch in batches(dataset, divisible(config.explain.batch_size)):
-                yield batch, *_rows(features_of(variables, shard(batch.images)), shard(batch.mask))
-                bar.update(int(batch.mask.sum()))
-
-    moments = None
-    for _, rows, weights in all_features():
-        if moments is None:
-            moments = prototypes.moments_start(rows, weights)
-        else:
-            moments = prototypes.moments_add(moments, rows, weights)
-    pca = prototypes.pca(moments, config.explain.pca_dims)
-    points = np.empty((locations, config.explain.pca_dims), np.float32)
-    for batch, rows, _ in all_features():
-        start, count = batch.start * h * w, int(batch.mask.sum()) * h * w
-        points[start : start + count] = fetch(prototypes.project(pca, rows))[:count]
-
-    every = chosen = blocks(points)
-    wanted = min(config.explain.max_locations or locations, locations)
-    if wanted < locations:
-        chosen = blocks(points[np.sort(np.random.default_rng(config.seed).choice(locations, wanted, replace=False))])
-    found = prototypes.kmeans(
-        *zip(*chosen, strict=True),
-        config.explain.num_prototypes,
-        jax.random.key(config.seed),
-        restarts=config.explain.restarts,
-    )
-    nearest = [fetch(prototypes.assign(block, found.centroids)) for block, _ in every]
-    nearest = np.concatenate(nearest)[:locations]
-    # K-means orders its clusters by the rows it was fitted on; ids follow the size over all locations.
-    counts = np.bincount(nearest, minlength=config.explain.num_prototypes)
-    order = np.argsort(-counts, kind="stable")
-    assignments = np.argsort(order)[nearest].astype(np.int16)
-    with directory.making("prototypes") as folder:
-        np.savez(
-            folder / "prototypes.npz",
-            mean=np.asarray(pca.mean),
-            components=np.asarray(pca.components),
-            explained_variance_ratio=np.asarray(pca.explained_variance_ratio),
-            centroids=np.asarray(found.centroids)[order],
-            counts=counts[order].astype(np.int64),
-            inertia=np.float64(found.inertia),
-            fitted_locations=np.int64(wanted),
-        )
-        np.save(folder / "assignments.npy", assignments.reshape(-1, h, w))
-
-
-def blocks(points: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
-    """Rows `[n, D]` on the device in blocks of one shape, with weights 0 for the rows that fill the last one up."""
-    size = divisible(min(POINTS_PER_BLOCK.get(jax.default_backend(), POINTS_PER_BLOCK_ELSEWHERE), len(points)))
-    parts = []
-    for start in range(0, len(points), size):
-        part = points[start : start + size]
-        fill = size - len(part)
-        weights = np.concatenate([np.ones(len(part), np.float32), np.zeros(fill, np.float32)])
-        parts.append(shard((np.pad(part, ((0, fill), (0, 0))), weights)))
-    return parts
 
 
 def measure_evidence(directory: RunDirectory, work: Run) -> None:

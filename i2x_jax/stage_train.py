@@ -5,11 +5,12 @@ import itertools
 import jax
 import numpy as np
 
-from i2x_jax import training
+from i2x_jax import torch_weights, training
 from i2x_jax.checkpoints import Checkpoints, present_steps, select_steps
 from i2x_jax.config import Config, InputError
 from i2x_jax.data import Dataset, steps_per_pass
 from i2x_jax.distributed import fetch, replicate
+from i2x_jax.models import Variables
 from i2x_jax.run_directory import CHECKPOINTS, Run, RunDirectory
 
 
@@ -17,6 +18,27 @@ def checkpoint_steps(config: Config, train: Dataset) -> tuple[int, ...]:
     """The steps whose checkpoints are kept and analysed."""
     total = steps_per_pass(len(train.labels), config.train.batch_size) * config.train.epochs
     return select_steps(config.train.checkpoints, config.train.num_checkpoints, total)
+
+
+def initial_variables(directory: RunDirectory, work: Run) -> Variables:
+    """The weights of step 0: drawn with the config's seed, or read from `model.init_from`.
+
+    A classifier for another number of classes than the data's is left as drawn, and a line printed that says so.
+    """
+    config = work.config
+    drawn = work.model.init(jax.random.key(config.seed))
+    source = config.model.init_from
+    if not source:
+        return drawn
+    tensors = torch_weights.read(source)
+    variables, other_classes = torch_weights.from_torch(config.model.name, tensors, drawn, source)
+    if other_classes and directory.main:
+        print(
+            f"{source} knows {other_classes} classes and the data have {len(work.dataset.class_names)}: "
+            "its classifier is not used, a new one is drawn",
+            flush=True,
+        )
+    return variables
 
 
 def train(directory: RunDirectory, work: Run) -> None:
@@ -32,7 +54,7 @@ def train(directory: RunDirectory, work: Run) -> None:
     )
     calibration = training.batch_norm_images(splits.train, config.seed)
     with Checkpoints(directory.path / CHECKPOINTS) as checkpoints:
-        state = training.init_state(model.init(jax.random.key(config.seed)), optimizer)
+        state = training.init_state(initial_variables(directory, work), optimizer)
         totals = training.zero_totals()
         present = present_steps(directory.path / CHECKPOINTS)
         reached, passing = resume_step(present, kept), set(present) - set(kept)

@@ -80,7 +80,7 @@ def clustered(model, variables, dataset, rng):
     pca = prototypes.pca(moments, 4)
     points, centroids = (rng.normal(size=shape).astype(np.float32) for shape in (POINTS, (PROTOTYPES, POINTS[1])))
     blocks = stage_explain.blocks(points)
-    step = prototypes._lloyd(*zip(*blocks, strict=True), centroids, max_iterations=1, threshold=0)
+    step = prototypes.lloyd(*zip(*blocks, strict=True), centroids, max_iterations=1, threshold=0)
     nearest = np.concatenate([distributed.fetch(prototypes.assign(block, centroids)) for block, _ in blocks])
     return {
         "pca_mean": pca.mean,

@@ -131,7 +131,7 @@ class TestKmeans:
         start = rows[:8]
         nearest = ((rows[:, None] - start) ** 2).sum(-1).argmin(1)
         expected = [rows[nearest == k].mean(0) for k in range(8)]
-        ours = prototypes._lloyd(*padded(rows, 300), start, 1, 0.0)
+        ours = prototypes.lloyd(*padded(rows, 300), start, 1, 0.0)
         np.testing.assert_allclose(ours.centroids, expected, atol=1e-5)
         assert ours.iterations == 1
 
@@ -159,7 +159,7 @@ class TestKmeans:
         rows = blobs(spread=0.01)
         # All rows are nearest to the first centroid, and the farthest rows all lie in one blob.
         start = np.concatenate([rows[:1], np.full((7, 3), 1e3, np.float32)])
-        ours = prototypes._lloyd(*padded(rows, 300), start, 100, 0.0)
+        ours = prototypes.lloyd(*padded(rows, 300), start, 100, 0.0)
         assert ours.counts.min() > 0
         assert ours.inertia <= fit(rows, 8).inertia * 1.001
 
@@ -168,7 +168,7 @@ class TestKmeans:
         rows = np.repeat(places, [1200, 700, 100], axis=0)
         start = np.full((8, 3), 1e3, np.float32)
         start[5] = 0
-        ours = prototypes._lloyd(*padded(rows, 300), start, 1, 0.0)
+        ours = prototypes.lloyd(*padded(rows, 300), start, 1, 0.0)
         np.testing.assert_array_equal(np.sort(ours.counts)[-3:], [100, 700, 1200])
 
     @pytest.mark.parametrize("value", [0.0, 0.1, 3.7])

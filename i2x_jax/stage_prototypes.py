@@ -1,0 +1,143 @@
+"""The first step of the stage `explain`: the final model's feature vectors to prototypes (DESIGN 2.2)."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from i2x_jax import prototypes
+from i2x_jax.compilation import jit
+from i2x_jax.data import Dataset, batches
+from i2x_jax.distributed import divisible, fetch, shard
+from i2x_jax.models import Model, Variables
+from i2x_jax.run_directory import Run, RunDirectory
+
+# On a CPU a block's distances should stay in the cache; elsewhere a block should fill the device.
+POINTS_PER_BLOCK = {"cpu": 2**14}
+POINTS_PER_BLOCK_ELSEWHERE = 2**20
+
+
+@jax.jit
+def _rows(features, mask):
+    """Feature maps `[B, h, w, d]` as rows `[B*h*w, d]`, and 1 for every row of an unmasked sample."""
+    _, h, w, d = features.shape
+    return features.reshape(-1, d), mask.repeat(h * w).astype(features.dtype)
+
+
+class Clusters(NamedTuple):
+    """Prototypes and the locations that belong to them; ids by falling number of locations."""
+
+    centroids: np.ndarray  # [K,D] float32
+    counts: np.ndarray  # [K] int64, of all locations
+    inertia: float  # over the locations that K-means was fitted on
+    fitted_locations: int
+    iterations: int
+    assignments: np.ndarray  # [n] int16, the prototype of every location
+
+
+def find_prototypes(directory: RunDirectory, work: Run) -> None:
+    """PCA and K-means of the final model's feature vectors: prototypes.npz and assignments.npy (DESIGN 2.2)."""
+    settings, model, dataset = work.config.explain, work.model, work.dataset
+    variables = work.variables(work.steps[-1])
+    h, w, _ = model.feature_shape
+    with directory.progress_bar("features", 2 * len(dataset.labels), "image") as bar:
+        pca, points = reduce_features(
+            lambda: feature_rows(model, variables, dataset, settings.batch_size, bar.update),
+            len(dataset.labels) * h * w,
+            settings.pca_dims,
+        )
+    found = cluster(points, settings.num_prototypes, work.config.seed, settings.restarts, settings.max_locations)
+    with directory.making("prototypes") as folder:
+        np.savez(
+            folder / "prototypes.npz",
+            mean=np.asarray(pca.mean),
+            components=np.asarray(pca.components),
+            explained_variance_ratio=np.asarray(pca.explained_variance_ratio),
+            centroids=found.centroids,
+            counts=found.counts,
+            inertia=np.float64(found.inertia),
+            fitted_locations=np.int64(found.fitted_locations),
+        )
+        np.save(folder / "assignments.npy", found.assignments.reshape(-1, h, w))
+
+
+def feature_rows(
+    model: Model,
+    variables: Variables,
+    dataset: Dataset,
+    batch_size: int,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Iterator[tuple[jax.Array, jax.Array, int]]:
+    """Feature vectors of all images, batch by batch: rows `[B*h*w, d]`, weights `[B*h*w]`, and how many count."""
+    h, w, _ = model.feature_shape
+    features_of = jit(model.features)
+    for batch in batches(dataset, divisible(batch_size)):
+        count = int(batch.mask.sum())
+        yield *_rows(features_of(variables, shard(batch.images)), shard(batch.mask)), count * h * w
+        progress(count)
+
+
+def reduce_features(
+    rows_of: Callable[[], Iterator[tuple[jax.Array, jax.Array, int]]], locations: int, dims: int
+) -> tuple[prototypes.Pca, np.ndarray]:
+    """PCA of feature vectors that are never held all at once: one pass to fit it, one to apply it (DESIGN 2.2).
+
+    Args:
+      rows_of: starts a pass, as `feature_rows`.
+      locations: n, how many rows count in a pass.
+      dims: D.
+
+    Returns:
+      The PCA, and the reduced rows `[n, D]` float32.
+    """
+    moments = None
+    for rows, weights, _ in rows_of():
+        if moments is None:
+            moments = prototypes.moments_start(rows, weights)
+        else:
+            moments = prototypes.moments_add(moments, rows, weights)
+    pca = prototypes.pca(moments, dims)
+    points, start = np.empty((locations, dims), np.float32), 0
+    for rows, _, count in rows_of():
+        points[start : start + count] = fetch(prototypes.project(pca, rows))[:count]
+        start += count
+    return pca, points
+
+
+def cluster(points: np.ndarray, num_prototypes: int, seed: int, restarts: int, max_locations: int = 0) -> Clusters:
+    """K-means of rows `[n, D]`, fitted on `max_locations` of them (0: all); then all are assigned (DESIGN 2.2)."""
+    every = chosen = blocks(points)
+    wanted = min(max_locations or len(points), len(points))
+    if wanted < len(points):
+        chosen = blocks(points[np.sort(np.random.default_rng(seed).choice(len(points), wanted, replace=False))])
+    found = prototypes.kmeans(*zip(*chosen, strict=True), num_prototypes, jax.random.key(seed), restarts=restarts)
+    ids = nearest(every, found.centroids)[: len(points)]
+    # K-means orders its clusters by the rows it was fitted on; ids follow the size over all locations.
+    counts = np.bincount(ids, minlength=num_prototypes)
+    order = np.argsort(-counts, kind="stable")
+    return Clusters(
+        centroids=np.asarray(found.centroids)[order],
+        counts=counts[order].astype(np.int64),
+        inertia=found.inertia,
+        fitted_locations=wanted,
+        iterations=found.iterations,
+        assignments=np.argsort(order)[ids].astype(np.int16),
+    )
+
+
+def nearest(parts: list[tuple[jax.Array, jax.Array]], centroids: np.ndarray) -> np.ndarray:
+    """The nearest centroid of every row of `blocks`, int32, fill included."""
+    return np.concatenate([fetch(prototypes.assign(block, centroids)) for block, _ in parts])
+
+
+def blocks(points: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
+    """Rows `[n, D]` on the device in blocks of one shape, with weights 0 for the rows that fill the last one up."""
+    size = divisible(min(POINTS_PER_BLOCK.get(jax.default_backend(), POINTS_PER_BLOCK_ELSEWHERE), len(points)))
+    parts = []
+    for start in range(0, len(points), size):
+        part = points[start : start + size]
+        fill = size - len(part)
+        weights = np.concatenate([np.ones(len(part), np.float32), np.zeros(fill, np.float32)])
+        parts.append(shard((np.pad(part, ((0, fill), (0, 0))), weights)))
+    return parts
