@@ -11,11 +11,11 @@ import sys
 import jax
 import numpy as np
 
-from i2x_jax import data, distributed, evidence, models, prototypes, stage_explain, training
+from i2x_jax import data, distributed, evidence, models, prototypes, stage_prototypes, training
 from tests.helpers import drawn
 
 SEED, STEPS, BATCH, PROTOTYPES = 3, 5, 32, 6
-# More than one block of `stage_explain.blocks` on a CPU, the last one not full.
+# More than one block of `stage_prototypes.blocks` on a CPU, the last one not full.
 POINTS = (20_001, 5)
 
 
@@ -79,7 +79,7 @@ def clustered(model, variables, dataset, rng):
             moments = prototypes.moments_add(moments, rows, weights)
     pca = prototypes.pca(moments, 4)
     points, centroids = (rng.normal(size=shape).astype(np.float32) for shape in (POINTS, (PROTOTYPES, POINTS[1])))
-    blocks = stage_explain.blocks(points)
+    blocks = stage_prototypes.blocks(points)
     step = prototypes.lloyd(*zip(*blocks, strict=True), centroids, max_iterations=1, threshold=0)
     nearest = np.concatenate([distributed.fetch(prototypes.assign(block, centroids)) for block, _ in blocks])
     return {
