@@ -63,6 +63,12 @@ def test_few_locations_become_a_product():
     assert "conv_general_dilated" not in primitives((6, 6), (1, 1))
 
 
+@pytest.mark.parametrize(("side", "window"), [(2, 3), (1, 3), (0, 1)])
+def test_images_that_leave_nothing_give_an_empty_map(side, window):
+    arguments = jnp.ones((2, side, side, 3)), jnp.ones((window, window, 3, 4)), (1, 1), ((0, 0),) * 2
+    assert layers.cpu_convolution(*arguments, **OPTIONS).shape == (2, 0, 0, 4)
+
+
 def test_other_platforms_take_the_plain_convolution(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     program = jax.make_jaxpr(lambda x, kernel: layers.convolution(x, kernel, (1, 1), ((0, 0),) * 2, **OPTIONS))(

@@ -49,7 +49,7 @@ def cpu_convolution(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tu
         (side + sum(pad) - window) // stride + 1
         for side, pad, window, stride in zip(x.shape[1:3], padding, (rows, columns), strides, strict=True)
     ]
-    if (rows, columns) == (1, 1) or math.prod(locations) < FEW_LOCATIONS:
+    if min(locations) > 0 and ((rows, columns) == (1, 1) or math.prod(locations) < FEW_LOCATIONS):
         x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
         reach = [(count - 1) * stride + 1 for count, stride in zip(locations, strides, strict=True)]
         windows = [
