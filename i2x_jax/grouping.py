@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import joblib
 import numpy as np
 from sklearn.cluster import HDBSCAN
 
@@ -11,6 +12,10 @@ NOISE, UNCHANGED = -1, -2
 
 # Changes of confidence below this are no change, and changes are told apart in steps of it.
 RESOLUTION = 1e-3
+
+# From so many rows on, classes are dealt over processes: fewer are grouped sooner than a process has started.
+# (Threads would wait for one another: most of HDBSCAN's time goes to one loop that lets no other thread run.)
+ROWS_FOR_PROCESSES = 10_000
 
 
 class Groups(NamedTuple):
@@ -66,13 +71,15 @@ def group_by_class(
 
     Arguments and errors as in `group_interval`.
     """
+    members = [np.flatnonzero(labels == label) for label in range(num_classes)]
+    with joblib.parallel_config("loky", n_jobs=-1 if len(dY) >= ROWS_FOR_PROCESSES else 1):
+        found = joblib.Parallel()(
+            joblib.delayed(group_changes)(dY[rows], min_cluster_size, min_samples) for rows in members
+        )
     ids = np.full(len(dY), NOISE, np.int32)
-    fallbacks = []
-    for label in range(num_classes):
-        members = labels == label
-        ids[members], fallback = group_changes(dY[members], min_cluster_size, min_samples)
-        fallbacks.append(fallback)
-    return ids, tuple(fallbacks)
+    for rows, groups in zip(members, found, strict=True):
+        ids[rows] = groups.ids
+    return ids, tuple(groups.fallback for groups in found)
 
 
 def group_changes(dY: np.ndarray, min_cluster_size: int = 0, min_samples: int = 5) -> Groups:

@@ -166,3 +166,15 @@ def test_by_class_and_global(modes):
     ids, fallbacks = group_interval(modes, labels, 4, group_by="global")
     np.testing.assert_array_equal(ids, group_changes(modes).ids)
     assert fallbacks == ("",)
+
+
+def test_processes_change_nothing_but_the_time(modes, monkeypatch):
+    labels = random().integers(3, size=len(modes))
+    expected = group_by_class(modes, labels, 4)
+    monkeypatch.setattr(grouping, "ROWS_FOR_PROCESSES", 0)
+    ids, fallbacks = group_by_class(modes, labels, 4)
+    np.testing.assert_array_equal(ids, expected[0])
+    assert fallbacks == expected[1]
+    modes[3] = np.nan
+    with pytest.raises(InputError, match="non-finite in 1 of"):
+        group_by_class(modes, labels, 4)
