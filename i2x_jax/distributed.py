@@ -6,7 +6,7 @@ devices their share of each batch. Process 0 writes the files.
 
 import functools
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +17,8 @@ from i2x_jax.config import InputError
 
 # After so many seconds without a sign of life a process counts as lost; threads of JAX give it, however busy it is.
 HEARTBEAT_TIMEOUT = 30
+
+Result = TypeVar("Result")
 
 
 def start(coordinator: str | None, num_processes: int | None, process_id: int | None, cluster: bool) -> None:
@@ -106,6 +108,16 @@ def fetch(tree: Any) -> Any:
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(whole, tree)
+
+
+def ahead(results: Iterator[Result]) -> Iterator[Result]:
+    """The same results, each handed on when the next has been dispatched: devices compute while the host reads."""
+    held = []
+    for result in results:
+        held.append(result)
+        if len(held) > 1:
+            yield held.pop(0)
+    yield from held
 
 
 def own_rows(array: jax.Array) -> Iterator[tuple[slice, np.ndarray]]:

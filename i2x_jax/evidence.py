@@ -15,7 +15,7 @@ from i2x_jax import prototypes
 from i2x_jax.compilation import jit
 from i2x_jax.config import InputError
 from i2x_jax.data import Dataset, batches
-from i2x_jax.distributed import divisible, fetch, own_rows, shard
+from i2x_jax.distributed import ahead, divisible, fetch, own_rows, shard
 from i2x_jax.models import Model, Variables
 from i2x_jax.saliency import bias, contributions, saliency_maps
 
@@ -141,13 +141,17 @@ def measure_checkpoint(
     total = np.zeros((num_classes, num_prototypes, num_classes))
     square = np.zeros_like(total)
     worst = 0.0
-    for batch in batches(dataset, divisible(batch_size)):
-        rows = slice(batch.start, batch.start + int(batch.mask.sum()))
-        # Rows that fill the batch up repeat sample 0; their assignments do not matter.
-        places = np.zeros((len(batch.labels), *assignments.shape[1:]), assignments.dtype)
-        places[: rows.stop - rows.start] = assignments[rows]
-        arrays = shard((batch.images, batch.labels, batch.mask, places))
-        found = batch_evidence(model, num_prototypes, cam, target, variables, *arrays)
+
+    def measured():
+        for batch in batches(dataset, divisible(batch_size)):
+            rows = slice(batch.start, batch.start + int(batch.mask.sum()))
+            # Rows that fill the batch up repeat sample 0; their assignments do not matter.
+            places = np.zeros((len(batch.labels), *assignments.shape[1:]), assignments.dtype)
+            places[: rows.stop - rows.start] = assignments[rows]
+            arrays = shard((batch.images, batch.labels, batch.mask, places))
+            yield rows, batch_evidence(model, num_prototypes, cam, target, variables, *arrays)
+
+    for rows, found in ahead(measured()):
         write_rows(intensity[rows], found.intensity)
         write_rows(confidence[rows], found.confidence)
         sums = fetch((found.contribution_sum, found.contribution_square, found.completeness_error, found.finite))
@@ -159,7 +163,7 @@ def measure_checkpoint(
         total += sums[0]
         square += sums[1]
         worst = max(worst, float(sums[2]))
-        progress(int(batch.mask.sum()))
+        progress(rows.stop - rows.start)
     counts = np.maximum(np.bincount(dataset.labels, minlength=num_classes), 1)[:, None, None]
     mean = total / counts
     std = np.sqrt(np.maximum(square / counts - mean**2, 0))
@@ -208,18 +212,16 @@ def margin_intensity(
 ) -> np.ndarray:
     """Intensity float32 `[N, K]` of the margin of one class over another, for all samples given."""
     size = divisible(batch_size)
-    rows = [
-        fetch(
-            batch_margin_intensity(
-                model,
-                num_prototypes,
-                cam,
-                variables,
-                shard(batch.images),
-                shard(np.take(assignments, np.arange(batch.start, batch.start + size), axis=0, mode="clip")),
-                np.array(pair, np.int32),
-            )
+    rows = (
+        batch_margin_intensity(
+            model,
+            num_prototypes,
+            cam,
+            variables,
+            shard(batch.images),
+            shard(np.take(assignments, np.arange(batch.start, batch.start + size), axis=0, mode="clip")),
+            np.array(pair, np.int32),
         )
         for batch in batches(dataset, size)
-    ]
-    return np.concatenate(rows)[: len(dataset.labels)]
+    )
+    return np.concatenate([fetch(part) for part in ahead(rows)])[: len(dataset.labels)]

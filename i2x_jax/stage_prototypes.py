@@ -9,7 +9,7 @@ import numpy as np
 from i2x_jax import prototypes
 from i2x_jax.compilation import jit
 from i2x_jax.data import Dataset, batches
-from i2x_jax.distributed import divisible, fetch, shard
+from i2x_jax.distributed import ahead, divisible, fetch, shard
 from i2x_jax.models import Model, Variables
 from i2x_jax.run_directory import Run, RunDirectory
 
@@ -99,8 +99,8 @@ def reduce_features(
             moments = prototypes.moments_add(moments, rows, weights)
     pca = prototypes.pca(moments, dims)
     points, start = np.empty((locations, dims), np.float32), 0
-    for rows, _, count in rows_of():
-        points[start : start + count] = fetch(prototypes.project(pca, rows))[:count]
+    for part, count in ahead((prototypes.project(pca, rows), count) for rows, _, count in rows_of()):
+        points[start : start + count] = fetch(part)[:count]
         start += count
     return pca, points
 
@@ -128,7 +128,7 @@ def cluster(points: np.ndarray, num_prototypes: int, seed: int, restarts: int, m
 
 def nearest(parts: list[tuple[jax.Array, jax.Array]], centroids: np.ndarray) -> np.ndarray:
     """The nearest centroid of every row of `blocks`, int32, fill included."""
-    return np.concatenate([fetch(prototypes.assign(block, centroids)) for block, _ in parts])
+    return np.concatenate([fetch(ids) for ids in ahead(prototypes.assign(block, centroids) for block, _ in parts)])
 
 
 def blocks(points: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:

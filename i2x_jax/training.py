@@ -12,7 +12,7 @@ import optax
 from i2x_jax.compilation import jit
 from i2x_jax.config import InputError
 from i2x_jax.data import Dataset, batches, training_indices
-from i2x_jax.distributed import divisible, fetch, replicate, shard
+from i2x_jax.distributed import ahead, divisible, fetch, replicate, shard
 from i2x_jax.models import Model, Variables
 
 BATCH_NORM_IMAGES = 2048
@@ -245,10 +245,8 @@ def batch_logits(model: Model, variables: Variables, images: jax.Array) -> jax.A
 
 def predict(model: Model, variables: Variables, dataset: Dataset, batch_size: int) -> np.ndarray:
     """Logits float32 `[N, M]` of every sample, in evaluation mode."""
-    parts = [
-        fetch(batch_logits(model, variables, shard(batch.images))) for batch in batches(dataset, divisible(batch_size))
-    ]
-    return np.concatenate(parts)[: len(dataset.labels)]
+    parts = (batch_logits(model, variables, shard(batch.images)) for batch in batches(dataset, divisible(batch_size)))
+    return np.concatenate([fetch(part) for part in ahead(parts)])[: len(dataset.labels)]
 
 
 def confidence(logits: np.ndarray) -> np.ndarray:

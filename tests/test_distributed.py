@@ -92,6 +92,21 @@ def outputs(base):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_a_result_is_handed_on_when_the_next_has_been_dispatched(count):
+    dispatched = []
+
+    def results():
+        for number in range(count):
+            dispatched.append(number)
+            yield number
+
+    for place, number in enumerate(distributed.ahead(results())):
+        assert number == place
+        assert len(dispatched) == min(place + 2, count)
+    assert len(dispatched) == count
+
+
 class TestPrograms:
     """Each program from identical inputs."""
 
