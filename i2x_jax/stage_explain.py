@@ -23,6 +23,7 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
         confidence = directory.shared_memmap("evidence", "confidence.npy", np.float32, (*shape, num_classes))
         with directory.progress_bar("evidence", shape[0] * shape[1], "image") as bar:
             for t, step in enumerate(work.steps):
+                bar.set_description(f"evidence, checkpoint {t + 1} of {shape[0]}")
                 variables = work.variables(step)
                 contributions.append(
                     evidence.measure_checkpoint(
@@ -113,12 +114,15 @@ def map_changes(directory: RunDirectory, work: Run) -> None:
     groups = np.empty((len(work.steps) - 1, len(labels)), np.int32)
     members, fallbacks = [], []
     pair_changes, pair_fits = {key: [] for key in analysed}, {key: [] for key in analysed}
+    with directory.progress_bar("grouping", len(groups), "interval") as bar:
+        names = dataset.class_names if settings.group_by == "class" else ("all",)
+        for t in range(len(groups)):
+            groups[t], fallback = group(difference(confidence, t), labels)
+            fallbacks.append([f"{name}: {kind}" for name, kind in zip(names, fallback, strict=True) if kind])
+            bar.update(1)
     with directory.progress_bar("mapping", len(groups), "interval") as bar:
         for t in range(len(groups)):
             dP, dY = difference(intensity, t), difference(confidence, t)
-            groups[t], fallback = group(dY, labels)
-            names = dataset.class_names if settings.group_by == "class" else ("all",)
-            fallbacks.append([f"{name}: {kind}" for name, kind in zip(names, fallback, strict=True) if kind])
             fits = mapping.map_samples(dP, dY, (dP * area).sum(1), labels, len(classes), subsets, config.seed)
             members.append(
                 mapping_members(

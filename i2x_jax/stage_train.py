@@ -32,11 +32,10 @@ def initial_variables(directory: RunDirectory, work: Run) -> Variables:
         return drawn
     tensors = torch_weights.read(source)
     variables, other_classes = torch_weights.from_torch(config.model.name, tensors, drawn, source)
-    if other_classes and directory.main:
-        print(
+    if other_classes:
+        directory.say(
             f"{source} knows {other_classes} classes and the data have {len(work.dataset.class_names)}: "
-            "its classifier is not used, a new one is drawn",
-            flush=True,
+            "its classifier is not used, a new one is drawn"
         )
     return variables
 
