@@ -1,6 +1,6 @@
 """Trains a classifier, explains how it learned to decide, and refines it by what the explanation found.
 
-Examples:
+For example:
 
     python run.py
     python run.py --config=experiments/digits.py --workdir=runs/mine --config.train.epochs=30

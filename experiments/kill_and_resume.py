@@ -111,7 +111,11 @@ def command(workdir: pathlib.Path) -> list[str]:
 
 
 def run_timed(workdir: pathlib.Path, environment: dict[str, str]) -> dict[str, float]:
-    """Runs to the end, and returns how long each stage took, in seconds."""
+    """Runs to the end, and returns how long each stage took, in seconds.
+
+    Raises:
+      RuntimeError: the run failed.
+    """
     seen = {}
     with subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL, env=environment) as process:
         while process.poll() is None:

@@ -105,7 +105,14 @@ def make_steps(
     makers: Mapping[str, Callable[[RunDirectory, Run], None]],
     say: Callable[[str], None],
 ) -> None:
-    """Makes those steps, in order, that are not complete; the process that writes tells `say` a line about each."""
+    """Makes those steps, in order, that are not complete; the process that writes tells `say` a line about each.
+
+    Args:
+      directory: where their files go.
+      work: the same, to read from.
+      makers: what makes each step, by its name in `run_directory.STEPS`.
+      say: told one line a step.
+    """
     for number, (step, make) in enumerate(makers.items(), 1):
         done = directory.complete(step)
         directory.barrier(f"{step} starts")
@@ -151,7 +158,11 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
 def event_file_of(
     directory: RunDirectory, config: Config, splits: Splits
 ) -> Callable[[list[dict]], tensorboard.EventFile]:
-    """How a run directory opens its event file."""
+    """How a run directory opens its event file.
+
+    Returns:
+      What makes the event file from the lines of metrics.jsonl that are there already.
+    """
     settings, total = config.train, checkpoint_steps(config, splits.train)[-1]
     rate = training.learning_rate_schedule(settings.learning_rate, total, settings.warmup)
     return lambda lines: tensorboard.EventFile(directory.path / TENSORBOARD, lines, lambda step: float(rate(step - 1)))
@@ -161,6 +172,15 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, init_s
     """Writes config.json, or checks that the data are still those that the run was made with.
 
     So are the initial weights, if their fingerprint `init_sha256` is given.
+
+    Args:
+      directory: of the run.
+      config: all settings.
+      splits: whose fingerprints are kept.
+      init_sha256: of the file of initial weights; None for none.
+
+    Raises:
+      InputError: the run was begun with other data or other initial weights.
     """
     prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
     if (directory.path / CONFIG).exists():

@@ -295,7 +295,11 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 def read_header(path: pathlib.Path) -> dict:
-    """The content of a run directory's config.json."""
+    """The content of a run directory's config.json.
+
+    Raises:
+      InputError: it is not there, or not what this program writes.
+    """
     header = read_json(path / CONFIG)
     if not isinstance(header, dict) or "config" not in header:
         raise InputError(f"{path / CONFIG} has no member 'config'; allowed: a file made by this program")

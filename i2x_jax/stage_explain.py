@@ -56,7 +56,13 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
 
 
 def pair_margins(work: Run, pair: tuple[int, int], assignments: np.ndarray) -> np.ndarray:
-    """Intensity of the margin of one class of a pair over the other, `[T, n, K]` over the pair's rows (DESIGN 2.8)."""
+    """Intensity of the margin of one class of a pair over the other, `[T, n, K]` over the pair's rows (DESIGN 2.8).
+
+    Args:
+      work: the run.
+      pair: the classes, as labels.
+      assignments: int `[N, h, w]`.
+    """
     settings, rows = work.config.explain, np.flatnonzero(np.isin(work.dataset.labels, pair))
     subset = work.dataset.take(rows)
     per_step = [
@@ -76,7 +82,16 @@ def pair_margins(work: Run, pair: tuple[int, int], assignments: np.ndarray) -> n
 
 
 def pair_of(work: Run, confidence: np.ndarray, labels: np.ndarray) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """The pair that is refined, and all pairs, most confused first, by final confidence on validation samples."""
+    """The pair that is refined, and all pairs, most confused first, by final confidence on validation samples.
+
+    Args:
+      work: the run.
+      confidence: of the last checkpoint `[n, M]`, 0 to 1.
+      labels: int `[n]`.
+
+    Returns:
+      The pair, smaller label first, and all pairs.
+    """
     ranked = uncertainty.rank_pairs(uncertainty.soft_confusion(confidence, labels))
     named = tuple(sorted(work.dataset.class_names.index(name) for name in work.config.refine.pair))
     return named or ranked[0], ranked
@@ -194,7 +209,16 @@ def difference(values: np.ndarray, t: int) -> np.ndarray:
 
 
 def fit_groups(dP, dY, groups, labels, classes, settings) -> list[tuple[np.ndarray, float]]:
-    """The paper's fit over all groups of an interval, and then over those of each class: (beta, lambda) each."""
+    """The paper's fit over all groups of an interval, and then over those of each class: (beta, lambda) each.
+
+    Args:
+      dP: `[N, K]`, change of intensity.
+      dY: `[N, M]`, change of confidence.
+      groups: int `[N]`, as in groups.npy.
+      labels: int `[N]`.
+      classes: the labels that there are.
+      settings: the config's `explain`.
+    """
     ids = mapping.group_ids(groups, labels, settings.group_by)
     rows = [slice(None), *(labels == label for label in classes)]
     return [mapping.ridge_groups(dP[each], dY[each], ids[each], settings.ridge_lambda) for each in rows]

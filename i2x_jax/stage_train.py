@@ -41,7 +41,11 @@ def initial_variables(directory: RunDirectory, work: Run) -> Variables:
 
 
 def train(directory: RunDirectory, work: Run) -> None:
-    """Trains, or goes on training, and writes checkpoints/, metrics.jsonl, labels.npy and steps.npy (DESIGN 2.1)."""
+    """Trains, or goes on training, and writes checkpoints/, metrics.jsonl, labels.npy and steps.npy (DESIGN 2.1).
+
+    Raises:
+      InputError: the loss was not finite at some step.
+    """
     config, model, splits = work.config, work.model, work.splits
     settings = config.train
     kept = checkpoint_steps(config, splits.train)
