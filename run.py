@@ -11,8 +11,8 @@ not done again, and a run that was stopped goes on with the same command. A full
 directory; where that will be is said at the start.
 
 Output: a line for each step and at the end a summary, on stdout; while a step is at work, a bar with count, rate and
-time left on stderr, if that is a terminal. With --verbosity=-1 (warning) or less, the summary alone. With --verbosity=0
-(info) or more, what the libraries report besides.
+time left on stderr, if that is a terminal. With --verbosity=-1 (warnings) or less, the summary alone. With
+--verbosity=0 (information) or more, what the libraries report besides.
 
 Exit codes:
 

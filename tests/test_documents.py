@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -222,6 +223,9 @@ def test_the_changelog_names_the_version_that_is_built():
 def test_links_of_the_readme_lead_somewhere():
     text = (ROOT / "README.md").read_text()
     targets = [part.split(")")[0] for part in text.split("](")[1:]]
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    places = {"#" + re.sub(r"[^\w\- ]", "", heading).replace(" ", "-").lower() for heading in headings}
     local = [target for target in targets if "://" not in target]
     assert local
-    assert [target for target in local if not pathlib.Path(ROOT, target).exists()] == []
+    assert [target for target in local if target not in places and not pathlib.Path(ROOT, target).exists()] == []
+    assert all(pathlib.Path(ROOT, picture).exists() for picture in re.findall(r'<img src="([^"]+)"', text))

@@ -85,15 +85,13 @@ def test_a_run_without_a_report_says_where_its_files_are(finished, capsys):
     assert capsys.readouterr().out == f"The run directory is {finished}\n[1/1] train: already done\n"
 
 
-@pytest.mark.parametrize("verbosity", ["-1", "warning", "-2"])
-def test_verbosity_below_info_leaves_the_summary(base, finished, verbosity):
-    assert run(base, finished, f"--verbosity={verbosity}") == f"{summary(Run(finished))}\n"
+def test_verbosity_below_info_leaves_the_summary(base, finished):
+    assert run(base, finished, "--verbosity=-1") == f"{summary(Run(finished))}\n"
 
 
-@pytest.mark.parametrize("verbosity", ["0", "info", "1"])
-def test_verbosity_from_info_on_says_all(base, finished, verbosity):
+def test_verbosity_from_info_on_says_all(base, finished):
     nothing = f"Nothing to do: {', '.join(STAGES)} already done.\n\n"
-    assert run(base, finished, f"--verbosity={verbosity}") == f"{nothing}{summary(Run(finished))}\n"
+    assert run(base, finished, "--verbosity=0") == f"{nothing}{summary(Run(finished))}\n"
 
 
 def test_quiet_work_says_nothing_and_has_no_bar(finished, tmp_path, monkeypatch, capsys):
