@@ -1,6 +1,6 @@
 """Trains a classifier, explains how it learned to decide, and refines it by what the explanation found.
 
-Examples:
+For example:
 
     python run.py
     python run.py --config=experiments/digits.py --workdir=runs/mine --config.train.epochs=30
@@ -8,7 +8,18 @@ Examples:
 
 Stages: train, explain, refine, report; all by default. A stage that needs an earlier one runs it; what is finished is
 not done again, and a run that was stopped goes on with the same command. A full run ends with report.html in the run
-directory. Exit codes: 0 done, 1 a bug, 2 something that was given cannot be used (one line says what).
+directory; where that will be is said at the start.
+
+Output: a line for each step and at the end a summary, on stdout; while a step is at work, a bar with count, rate and
+time left on stderr, if that is a terminal. With --verbosity=-1 (warnings) or less, the summary alone. With
+--verbosity=0 (information) or more, what the libraries report besides.
+
+Exit codes:
+
+    0    done
+    1    a bug; its traceback says where
+    2    something that was given cannot be used; one line on stderr says what, what is allowed and how to mend it
+    130  stopped by Ctrl-C; the same command goes on
 """
 
 import os
@@ -23,6 +34,7 @@ from i2x_jax.host_memory import keep_freed_memory
 from i2x_jax.run_directory import STAGES, STEPS, Run, RunDirectory
 
 ROOT = pathlib.Path(__file__).parent
+INTERRUPTED = 130  # 128 and the number of the signal, as shells have it.
 PEER_LOST = (
     "another process of this run has ended; allowed: all of them at work; see what it printed, then start all of them "
     "again with the same commands: finished work is kept"
@@ -119,10 +131,21 @@ def run(
     data_dir: str | None,
     processes: tuple | None = None,
     events: bool = False,
+    quiet: bool = False,
 ) -> None:
     """Runs the stages and prints the summary; a finished run is only summarized, or gets its TensorBoard `events`.
 
-    `processes` are the arguments of `distributed.start`, for a run of several.
+    Args:
+      config: all settings.
+      workdir: the run directory.
+      stages: of `run_directory.STAGES`.
+      data_dir: where prepared data sets are.
+      processes: the arguments of `distributed.start`, for a run of several.
+      events: write the metrics as TensorBoard events too.
+      quiet: print the summary alone.
+
+    Raises:
+      InputError: something that was given cannot be used.
     """
     from i2x_jax.report.summary import summary
 
@@ -130,14 +153,15 @@ def run(
     directory.check_config(config)
     wanted = [step for step, (stage, _) in STEPS.items() if stage in stages]
     if not events and all(directory.complete(step) for step in wanted):
-        print(f"Nothing to do: {', '.join(stages)} already done.")
+        if not quiet:
+            print(f"Nothing to do: {', '.join(stages)} already done.\n")
     else:
         from i2x_jax import distributed, pipeline
 
         if processes:
             distributed.start(*processes)
         try:
-            pipeline.run(config, workdir, stages, data_dir, events)
+            pipeline.run(config, workdir, stages, data_dir, events, quiet)
         except Exception as error:
             if not distributed.lost(error):
                 raise
@@ -146,7 +170,9 @@ def run(
             os._exit(2)
         if not distributed.is_main():
             return
-    print(f"\n{summary(Run(workdir, data_dir))}")
+        if not quiet:
+            print()
+    print(summary(Run(workdir, data_dir)))
 
 
 def main(argv: list[str]) -> None:
@@ -163,7 +189,10 @@ def main(argv: list[str]) -> None:
     processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value)
     several = processes != (None, None, None, False)
     keep_freed_memory()
-    run(config, workdir, _STAGE.value, data_dir, processes if several else None, _TENSORBOARD.value)
+    # Without the flag the libraries tell of errors only; that is no wish for silence.
+    verbosity = flags.FLAGS["verbosity"]
+    quiet = bool(verbosity.present) and verbosity.value < logging.INFO
+    run(config, workdir, _STAGE.value, data_dir, processes if several else None, _TENSORBOARD.value, quiet)
 
 
 if __name__ == "__main__":
@@ -176,3 +205,6 @@ if __name__ == "__main__":
     except InputError as problem:
         print(f"run.py: error: {_one_line(problem)}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("run.py: stopped; the same command goes on", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -34,7 +34,11 @@ class Side:
             )
 
     def call(self, name: str, load: int | None = None, cool: bool = False, save: str | None = None, **inputs) -> dict:
-        """Calls a method of the implementation: its answer, as above."""
+        """Calls a method of the implementation: its answer, as above.
+
+        Raises:
+          RuntimeError: it failed there; with its traceback.
+        """
         try:
             line = {"call": name, "inputs": inputs, "load": load, "cool": cool, "save": save}
             print(json.dumps(line), file=self.process.stdin, flush=True)

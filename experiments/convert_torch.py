@@ -68,7 +68,11 @@ def read_pth(path: str) -> torch_weights.Tensors:
 
 
 def numbers(flag: flags.FlagHolder) -> np.ndarray:
-    """The values of --mean or --std."""
+    """The values of --mean or --std.
+
+    Raises:
+      InputError: they are no numbers.
+    """
     try:
         values = np.array([float(value) for value in flag.value])
     except ValueError:
@@ -79,7 +83,11 @@ def numbers(flag: flags.FlagHolder) -> np.ndarray:
 
 
 def convert(source: str, target: str) -> None:
-    """Reads, folds what the flags ask for, and writes the file whole or not at all."""
+    """Reads, folds what the flags ask for, and writes the file whole or not at all.
+
+    Raises:
+      InputError: the file, or what the flags ask for, cannot be used.
+    """
     tensors = read_pth(source)
     if (_MEAN.value is None) != (_STD.value is None):
         raise InputError("only one of --mean and --std is given; allowed: both or neither")

@@ -4,8 +4,8 @@
 
 About 5 minutes on two cores for the ten kills of the default. An uninterrupted run is the reference. Each trial starts
 the same run in a fresh folder, kills it (SIGKILL) at a moment drawn over the time that one of the three stages takes
-(each in turn), runs the same command again, and compares every array, every JSON file (timing apart), the picture and
-the weights with the reference. One line per trial and a summary; exit code 1 if anything differs.
+(each in turn), runs the same command again, and compares every array, every JSON file (but for time and memory), the
+picture and the weights with the reference. One line per trial and a summary; exit code 1 if anything differs.
 """
 
 import itertools
@@ -53,7 +53,7 @@ _KEEP = flags.DEFINE_bool("keep", False, "Keep the folders of trials that differ
 
 
 def differing(one: pathlib.Path, other: pathlib.Path) -> list[str]:
-    """What differs between two run directories, timing apart: names of files, members of .npz files and weights."""
+    """What differs between two run directories, time and memory apart: files, members of .npz files, weights."""
     names = {file.name for folder in (one, other) for file in folder.iterdir()}
     found = []
     for name in sorted(names - {"checkpoints"}):
@@ -67,6 +67,7 @@ def differing(one: pathlib.Path, other: pathlib.Path) -> list[str]:
             left, right = (json.loads((each / name).read_text()) for each in (one, other))
             for value in (left, right):
                 value.pop("timing", None)
+                value.pop("peak_memory", None)
             found += [] if left == right else [name]
         else:
             found += [] if (one / name).read_bytes() == (other / name).read_bytes() else [name]
@@ -110,7 +111,11 @@ def command(workdir: pathlib.Path) -> list[str]:
 
 
 def run_timed(workdir: pathlib.Path, environment: dict[str, str]) -> dict[str, float]:
-    """Runs to the end, and returns how long each stage took, in seconds."""
+    """Runs to the end, and returns how long each stage took, in seconds.
+
+    Raises:
+      RuntimeError: the run failed.
+    """
     seen = {}
     with subprocess.Popen(command(workdir), stdout=subprocess.DEVNULL, env=environment) as process:
         while process.poll() is None:

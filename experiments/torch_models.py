@@ -20,7 +20,11 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def features(self, x: torch.Tensor, tap: str) -> torch.Tensor:
-        """From images `[B, C, H, W]` scaled to -1..1 to the feature map after stage `tap`."""
+        """From images `[B, C, H, W]` scaled to -1..1 to the feature map after stage `tap`.
+
+        Raises:
+          ValueError: there is no such stage.
+        """
         for name, stage in self.stages().items():
             x = stage(x)
             if name == tap:

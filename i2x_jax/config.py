@@ -38,7 +38,7 @@ class InputError(ValueError):
 
 
 def printable(text: str) -> str:
-    """The text with an escape, such as `\\n`, for every character that would not show as itself on a terminal."""
+    r"""The text with an escape, such as `\n`, for every character that would not show as itself on a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -119,6 +119,14 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
     """Splits into (rest, held out): stratified by class, seeded, equal images never on both sides.
 
     Both sides keep the order of the data set.
+
+    Args:
+      dataset: N samples.
+      fraction: share held out, 0 to 1.
+      seed: of the draw.
+
+    Returns:
+      The samples that stay, and those held out.
     """
     rng = np.random.default_rng(seed)
     # Equal images are dealt as one card, filed under the class of the first of them.
@@ -143,7 +151,15 @@ def fingerprint(dataset: Dataset) -> str:
 
 
 def batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """All samples in order, in batches of one static shape; the last is filled up and masked."""
+    """All samples in order, in batches of one static shape; the last is filled up and masked.
+
+    Args:
+      dataset: N samples.
+      batch_size: B.
+
+    Yields:
+      One `Batch` after the other; its mask is False where a row only fills up.
+    """
     for start in range(0, len(dataset.labels), batch_size):
         rows = np.arange(start, start + batch_size)
         inside = rows < len(dataset.labels)

@@ -210,7 +210,21 @@ def margin_intensity(
     pair: tuple[int, int],
     batch_size: int,
 ) -> np.ndarray:
-    """Intensity float32 `[N, K]` of the margin of one class over another, for all samples given."""
+    """Intensity float32 `[N, K]` of the margin of one class over another, for all samples given.
+
+    Args:
+      model: the classifier.
+      variables: of the checkpoint.
+      dataset: N samples.
+      assignments: int `[N, h, w]`, the prototype of every location.
+      num_prototypes: K.
+      cam: one of `config.SIGNED_CAMS`.
+      pair: the class whose logit counts, and the one whose logit is taken from it.
+      batch_size: samples a batch.
+
+    Returns:
+      Signed, in logits.
+    """
     size = divisible(batch_size)
     rows = (
         batch_margin_intensity(

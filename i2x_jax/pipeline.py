@@ -5,7 +5,7 @@ import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 
 import jax
@@ -17,7 +17,17 @@ from i2x_jax.config import Config, InputError
 from i2x_jax.data import Splits, fingerprint
 from i2x_jax.distributed import barrier, is_main
 from i2x_jax.models import Model
-from i2x_jax.run_directory import CONFIG, STEPS, TENSORBOARD, Run, RunDirectory, dataset_of, model_of, read_header
+from i2x_jax.run_directory import (
+    CONFIG,
+    REPORT,
+    STEPS,
+    TENSORBOARD,
+    Run,
+    RunDirectory,
+    dataset_of,
+    model_of,
+    read_header,
+)
 from i2x_jax.stage_explain import draw_contact_sheet, map_changes, measure_evidence
 from i2x_jax.stage_prototypes import find_prototypes
 from i2x_jax.stage_refine import refine
@@ -37,7 +47,14 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scip
 MAX_PROTOTYPES = np.iinfo(np.int16).max
 
 
-def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | None = None, events: bool = False) -> None:
+def run(
+    config: Config,
+    workdir: str,
+    stages: Iterable[str],
+    data_dir: str | None = None,
+    events: bool = False,
+    quiet: bool = False,
+) -> None:
     """Runs stages, and before them whatever they need that is not there yet; finished steps are not done again.
 
     Args:
@@ -46,11 +63,13 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
       stages: of `run_directory.STAGES`.
       data_dir: where prepared data sets are.
       events: write the metrics as TensorBoard events too.
+      quiet: print nothing and show no progress bars.
 
     Raises:
       InputError: settings, data or directory cannot be used; nothing finished is touched.
     """
     directory = RunDirectory(workdir, is_main(), barrier)
+    directory.quiet = quiet
     if events:
         tensorboard.check_installed()
     last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
@@ -72,22 +91,41 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
         work = Run(workdir, data_dir)
         # At hand already: reading data and tracing a large network again would take seconds.
         work.splits, work.model = splits, model
-        for number, step in enumerate(list(STEPS)[: last + 1], 1):
-            done = directory.complete(step)
-            directory.barrier(f"{step} starts")
-            started = time.perf_counter()
-            if not done:
-                MAKERS[step](directory, work)
-            directory.begin_events()
-            directory.barrier(f"{step} ends")
-            seconds = time.perf_counter() - started
-            if not done:
-                directory.add_timing(step, seconds)
-            if directory.main:
-                print(
-                    f"[{number}/{last + 1}] {step}: {'already done' if done else f'done in {seconds:.1f} s'}",
-                    flush=True,
-                )
+        makers = {step: MAKERS[step] for step in list(STEPS)[: last + 1]}
+        if "report" in makers:
+            directory.say(f"The report will be {directory.path / REPORT}")
+        else:
+            directory.say(f"The run directory is {directory.path}")
+        make_steps(directory, work, makers, directory.say)
+
+
+def make_steps(
+    directory: RunDirectory,
+    work: Run,
+    makers: Mapping[str, Callable[[RunDirectory, Run], None]],
+    say: Callable[[str], None],
+) -> None:
+    """Makes those steps, in order, that are not complete; the process that writes tells `say` a line about each.
+
+    Args:
+      directory: where their files go.
+      work: the same, to read from.
+      makers: what makes each step, by its name in `run_directory.STEPS`.
+      say: told one line a step.
+    """
+    for number, (step, make) in enumerate(makers.items(), 1):
+        done = directory.complete(step)
+        directory.barrier(f"{step} starts")
+        started = time.perf_counter()
+        if not done:
+            make(directory, work)
+        directory.begin_events()
+        directory.barrier(f"{step} ends")
+        seconds = time.perf_counter() - started
+        if not done:
+            directory.add_timing(step, seconds)
+        if directory.main:
+            say(f"[{number}/{len(makers)}] {step}: {'already done' if done else f'done in {seconds:.1f} s'}")
 
 
 def check_feasible(config: Config, splits: Splits, model: Model) -> None:
@@ -120,7 +158,11 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
 def event_file_of(
     directory: RunDirectory, config: Config, splits: Splits
 ) -> Callable[[list[dict]], tensorboard.EventFile]:
-    """How a run directory opens its event file."""
+    """How a run directory opens its event file.
+
+    Returns:
+      What makes the event file from the lines of metrics.jsonl that are there already.
+    """
     settings, total = config.train, checkpoint_steps(config, splits.train)[-1]
     rate = training.learning_rate_schedule(settings.learning_rate, total, settings.warmup)
     return lambda lines: tensorboard.EventFile(directory.path / TENSORBOARD, lines, lambda step: float(rate(step - 1)))
@@ -130,6 +172,15 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, init_s
     """Writes config.json, or checks that the data are still those that the run was made with.
 
     So are the initial weights, if their fingerprint `init_sha256` is given.
+
+    Args:
+      directory: of the run.
+      config: all settings.
+      splits: whose fingerprints are kept.
+      init_sha256: of the file of initial weights; None for none.
+
+    Raises:
+      InputError: the run was begun with other data or other initial weights.
     """
     prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
     if (directory.path / CONFIG).exists():
@@ -155,7 +206,8 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, init_s
     }
     if init_sha256:
         provenance["init_from_sha256"] = init_sha256
-    directory.write_json(CONFIG, {"config": config_lib.to_dict(config), "provenance": provenance, "timing": {}})
+    header = {"config": config_lib.to_dict(config), "provenance": provenance, "timing": {}, "peak_memory": {}}
+    directory.write_json(CONFIG, header)
 
 
 def git_revision() -> str | None:

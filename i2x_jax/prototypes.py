@@ -6,8 +6,8 @@ are sharded over a mesh axis: what leaves it is a sum over rows, or a few rows. 
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from i2x_jax.distributed import fetch
 
 # K-means++ and its restarts run on at most this many rows; the best start is then refined on all rows.
 SAMPLE_ROWS = 2**16
+# Of each start and over all rows, unless fewer converge.
+MAX_ITERATIONS = 100
 
 # Up to this many centroids the nearest is found by unrolled code, whose compilation time grows with their number.
 UNROLLED = 256
@@ -145,8 +147,9 @@ def kmeans(
     num_clusters: int,
     key: jax.Array,
     restarts: int = 4,
-    max_iterations: int = 100,
+    max_iterations: int = MAX_ITERATIONS,
     tolerance: float = 1e-4,
+    progress: Callable[[int], Any] = lambda count: None,
 ) -> KMeans:
     """K-means by Lloyd's iterations from the best of several greedy k-means++ starts (DESIGN 2.2).
 
@@ -161,8 +164,11 @@ def kmeans(
       weights: for each block [block], 1 for a row that counts and 0 for padding.
       num_clusters: K.
       key: a jax random key.
+      restarts: how many starts are tried on the sample, at least 1.
+      max_iterations: of each of them, and over all rows.
       tolerance: iterations end when the squared shift of all centroids together is at most this times the mean
         variance of a column; 0 iterates until no row changes its cluster.
+      progress: told after every pass over rows how many these were; `most_rows` in all, at most.
 
     Raises:
       InputError: more clusters than rows, or non-finite points.
@@ -181,11 +187,16 @@ def kmeans(
     threshold = tolerance * sample.var(axis=0, dtype=np.float64).mean()
     sample, ones = jnp.asarray(sample), jnp.ones(len(sample))
     starts = (_plus_plus(sample, num_clusters, start_key) for start_key in start_keys)
-    runs = [lloyd([sample], [ones], start, max_iterations, threshold) for start in starts]
+    runs = [lloyd([sample], [ones], start, max_iterations, threshold, progress) for start in starts]
     best = min(runs, key=lambda run: run.inertia)
-    result = lloyd(blocks, weights, best.centroids, max_iterations, threshold)
+    result = lloyd(blocks, weights, best.centroids, max_iterations, threshold, progress)
     order = np.lexsort((*result.centroids.T[::-1], -result.counts))
     return result._replace(centroids=result.centroids[order], counts=result.counts[order])
+
+
+def most_rows(rows: int, restarts: int) -> int:
+    """How many rows `kmeans` passes over at most, each counted every time, if it is given `rows` that count."""
+    return (MAX_ITERATIONS + 1) * (rows + restarts * min(rows, SAMPLE_ROWS))
 
 
 @jax.jit
@@ -253,6 +264,7 @@ def lloyd(
     centroids: np.ndarray,
     max_iterations: int,
     threshold: float,
+    progress: Callable[[int], Any] = lambda count: None,
 ) -> KMeans:
     """Lloyd's iterations from given centroids; counts and inertia returned are those of the returned centroids.
 
@@ -262,6 +274,7 @@ def lloyd(
       centroids: [K,D] to start from.
       max_iterations: updates of the centroids, at most.
       threshold: ends once the squared shift of all centroids together is at most this.
+      progress: as in `kmeans`.
     """
     centroids = np.asarray(centroids)
     shift = np.inf
@@ -271,6 +284,7 @@ def lloyd(
             # Two programs on purpose: in one, the compiler repeats the search for every entry of the one-hot matrix.
             members = _add_members(members, points, weight, assign(points, centroids))
         sums, counts = fetch(members)
+        progress(int(counts.sum()))
         if shift <= threshold or iteration == max_iterations:
             break
         moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids).astype(np.float32)

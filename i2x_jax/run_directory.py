@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import pathlib
+import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -65,6 +66,8 @@ UNUSABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST),  # a folder where a file belongs, or the reverse
 )
+# What getrusage(2) counts in on Linux.
+KIBIBYTE = 1024
 STAGES = tuple(dict.fromkeys(stage for stage, _ in STEPS.values()))
 
 
@@ -75,6 +78,7 @@ class RunDirectory:
       path: the directory, which all processes of a run share.
       main: whether this is the process that writes; in the others writing does nothing.
       barrier: waits for the other processes; its argument names the place.
+      quiet: whether nothing is said and no bar shown while it is worked on.
       open_events: from the lines of metrics.jsonl to the `tensorboard.EventFile` that follows them; None for none.
     """
 
@@ -82,6 +86,7 @@ class RunDirectory:
         self.path = pathlib.Path(path).absolute()
         self.main = main
         self.barrier = barrier
+        self.quiet = False
         self.open_events: Callable[[list[dict]], EventFile] | None = None
         self._events: EventFile | None = None
 
@@ -191,9 +196,20 @@ class RunDirectory:
         return array if self.main else np.lib.format.open_memmap(path, mode="r+")
 
     def progress_bar(self, label: str, total: int, unit: str) -> tqdm:
-        """A bar with count, rate and time left on a terminal; silent elsewhere."""
-        disable = None if self.main else True
+        """A bar on stderr with count, rate and time left, where that is a terminal; silent elsewhere.
+
+        Args:
+          label: what is done, in front of the bar.
+          total: how many there are to do.
+          unit: of what, in the singular.
+        """
+        disable = None if self.main and not self.quiet else True
         return tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=total > 10_000, leave=False, disable=disable)
+
+    def say(self, line: str) -> None:
+        """Prints a line on stdout, once for all processes of a run, unless it is to be quiet."""
+        if self.main and not self.quiet:
+            print(line, flush=True)
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file whole or not at all."""
@@ -212,11 +228,18 @@ class RunDirectory:
             path.unlink()
 
     def add_timing(self, step: str, seconds: float) -> None:
-        """Records how long a step took, in config.json under `timing`."""
+        """Records in config.json what a step took, in the process that writes.
+
+        Under `timing` its seconds, over all attempts; under `peak_memory` the most resident memory in bytes that the
+        process had held when the step ended.
+        """
         if not self.main:
             return
         header = read_header(self.path)
         header["timing"][step] = round(header["timing"].get(step, 0.0) + seconds, 3)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTE
+        memory = header.setdefault("peak_memory", {})
+        memory[step] = max(memory.get(step, 0), peak)
         self.write_json(CONFIG, header)
 
     def cut_metrics(self, step: int) -> None:
@@ -272,7 +295,11 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 def read_header(path: pathlib.Path) -> dict:
-    """The content of a run directory's config.json."""
+    """The content of a run directory's config.json.
+
+    Raises:
+      InputError: it is not there, or not what this program writes.
+    """
     header = read_json(path / CONFIG)
     if not isinstance(header, dict) or "config" not in header:
         raise InputError(f"{path / CONFIG} has no member 'config'; allowed: a file made by this program")

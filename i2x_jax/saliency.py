@@ -101,6 +101,9 @@ def saliency_maps(
 
     Returns:
       float32 `[B, h, w]`, in logits.
+
+    Raises:
+      ValueError: with `against`, a rule that has no signed map.
     """
     if against is not None and cam not in SIGNED_CAMS:
         raise ValueError(f"{cam} has no signed map of a margin; {SIGNED_CAMS} do")

@@ -23,6 +23,7 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
         confidence = directory.shared_memmap("evidence", "confidence.npy", np.float32, (*shape, num_classes))
         with directory.progress_bar("evidence", shape[0] * shape[1], "image") as bar:
             for t, step in enumerate(work.steps):
+                bar.set_description(f"evidence, checkpoint {t + 1} of {shape[0]}")
                 variables = work.variables(step)
                 contributions.append(
                     evidence.measure_checkpoint(
@@ -55,7 +56,13 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
 
 
 def pair_margins(work: Run, pair: tuple[int, int], assignments: np.ndarray) -> np.ndarray:
-    """Intensity of the margin of one class of a pair over the other, `[T, n, K]` over the pair's rows (DESIGN 2.8)."""
+    """Intensity of the margin of one class of a pair over the other, `[T, n, K]` over the pair's rows (DESIGN 2.8).
+
+    Args:
+      work: the run.
+      pair: the classes, as labels.
+      assignments: int `[N, h, w]`.
+    """
     settings, rows = work.config.explain, np.flatnonzero(np.isin(work.dataset.labels, pair))
     subset = work.dataset.take(rows)
     per_step = [
@@ -75,7 +82,16 @@ def pair_margins(work: Run, pair: tuple[int, int], assignments: np.ndarray) -> n
 
 
 def pair_of(work: Run, confidence: np.ndarray, labels: np.ndarray) -> tuple[tuple[int, int], list[tuple[int, int]]]:
-    """The pair that is refined, and all pairs, most confused first, by final confidence on validation samples."""
+    """The pair that is refined, and all pairs, most confused first, by final confidence on validation samples.
+
+    Args:
+      work: the run.
+      confidence: of the last checkpoint `[n, M]`, 0 to 1.
+      labels: int `[n]`.
+
+    Returns:
+      The pair, smaller label first, and all pairs.
+    """
     ranked = uncertainty.rank_pairs(uncertainty.soft_confusion(confidence, labels))
     named = tuple(sorted(work.dataset.class_names.index(name) for name in work.config.refine.pair))
     return named or ranked[0], ranked
@@ -113,12 +129,15 @@ def map_changes(directory: RunDirectory, work: Run) -> None:
     groups = np.empty((len(work.steps) - 1, len(labels)), np.int32)
     members, fallbacks = [], []
     pair_changes, pair_fits = {key: [] for key in analysed}, {key: [] for key in analysed}
+    with directory.progress_bar("grouping", len(groups), "interval") as bar:
+        names = dataset.class_names if settings.group_by == "class" else ("all",)
+        for t in range(len(groups)):
+            groups[t], fallback = group(difference(confidence, t), labels)
+            fallbacks.append([f"{name}: {kind}" for name, kind in zip(names, fallback, strict=True) if kind])
+            bar.update(1)
     with directory.progress_bar("mapping", len(groups), "interval") as bar:
         for t in range(len(groups)):
             dP, dY = difference(intensity, t), difference(confidence, t)
-            groups[t], fallback = group(dY, labels)
-            names = dataset.class_names if settings.group_by == "class" else ("all",)
-            fallbacks.append([f"{name}: {kind}" for name, kind in zip(names, fallback, strict=True) if kind])
             fits = mapping.map_samples(dP, dY, (dP * area).sum(1), labels, len(classes), subsets, config.seed)
             members.append(
                 mapping_members(
@@ -190,7 +209,16 @@ def difference(values: np.ndarray, t: int) -> np.ndarray:
 
 
 def fit_groups(dP, dY, groups, labels, classes, settings) -> list[tuple[np.ndarray, float]]:
-    """The paper's fit over all groups of an interval, and then over those of each class: (beta, lambda) each."""
+    """The paper's fit over all groups of an interval, and then over those of each class: (beta, lambda) each.
+
+    Args:
+      dP: `[N, K]`, change of intensity.
+      dY: `[N, M]`, change of confidence.
+      groups: int `[N]`, as in groups.npy.
+      labels: int `[N]`.
+      classes: the labels that there are.
+      settings: the config's `explain`.
+    """
     ids = mapping.group_ids(groups, labels, settings.group_by)
     rows = [slice(None), *(labels == label for label in classes)]
     return [mapping.ridge_groups(dP[each], dY[each], ids[each], settings.ridge_lambda) for each in rows]

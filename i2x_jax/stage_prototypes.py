@@ -47,7 +47,11 @@ def find_prototypes(directory: RunDirectory, work: Run) -> None:
             len(dataset.labels) * h * w,
             settings.pca_dims,
         )
-    found = cluster(points, settings.num_prototypes, work.config.seed, settings.restarts, settings.max_locations)
+    passes = prototypes.most_rows(min(settings.max_locations or len(points), len(points)), settings.restarts)
+    with directory.progress_bar("clustering, at most", passes, "location") as bar:
+        found = cluster(
+            points, settings.num_prototypes, work.config.seed, settings.restarts, settings.max_locations, bar.update
+        )
     with directory.making("prototypes") as folder:
         np.savez(
             folder / "prototypes.npz",
@@ -105,13 +109,31 @@ def reduce_features(
     return pca, points
 
 
-def cluster(points: np.ndarray, num_prototypes: int, seed: int, restarts: int, max_locations: int = 0) -> Clusters:
-    """K-means of rows `[n, D]`, fitted on `max_locations` of them (0: all); then all are assigned (DESIGN 2.2)."""
+def cluster(
+    points: np.ndarray,
+    num_prototypes: int,
+    seed: int,
+    restarts: int,
+    max_locations: int = 0,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Clusters:
+    """K-means of rows `[n, D]`, fitted on some of them; then all are assigned (DESIGN 2.2).
+
+    Args:
+      points: `[n, D]`, as `reduce_features` returns them.
+      num_prototypes: K.
+      seed: of the rows that are fitted on and of the starts.
+      restarts: how many starts are tried.
+      max_locations: how many rows K-means is fitted on; 0 for all.
+      progress: as in `prototypes.kmeans`.
+    """
     every = chosen = blocks(points)
     wanted = min(max_locations or len(points), len(points))
     if wanted < len(points):
         chosen = blocks(points[np.sort(np.random.default_rng(seed).choice(len(points), wanted, replace=False))])
-    found = prototypes.kmeans(*zip(*chosen, strict=True), num_prototypes, jax.random.key(seed), restarts=restarts)
+    found = prototypes.kmeans(
+        *zip(*chosen, strict=True), num_prototypes, jax.random.key(seed), restarts=restarts, progress=progress
+    )
     ids = nearest(every, found.centroids)[: len(points)]
     # K-means orders its clusters by the rows it was fitted on; ids follow the size over all locations.
     counts = np.bincount(ids, minlength=num_prototypes)

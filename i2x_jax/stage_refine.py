@@ -28,6 +28,7 @@ def refine(directory: RunDirectory, work: Run) -> None:
     runs = []
     with directory.progress_bar("refining", phases * steps * config.train.batch_size, "image") as bar:
         for seed in range(settings.seeds):
+            bar.set_description(f"refining, seed {seed + 1} of {settings.seeds}")
             partial = f".refine-seed-{seed}.json"
             if (directory.path / partial).exists():
                 runs.append(read(directory.path / partial, lambda path: finished_seed(path, applicable)))

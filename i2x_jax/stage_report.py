@@ -9,6 +9,9 @@ from i2x_jax.run_directory import REPORT, Run, RunDirectory
 from i2x_jax.saliency import crop_size
 from i2x_jax.story import maps_of
 
+# What follows the checkpoints: prototypes, classes, images, the page.
+PARTS = 4
+
 
 def write_report(directory: RunDirectory, work: Run) -> None:
     """report.html: figures from the files of the run, and saliency of the images shown, from the weights."""
@@ -18,33 +21,31 @@ def write_report(directory: RunDirectory, work: Run) -> None:
         chosen = choose_images(work.array("confidence"), np.array(work.array("labels")), left_out, rng)
         members = gallery.choose_members(work, rng)
     over_time = []
-    with directory.progress_bar("report", len(work.steps), "checkpoint") as bar:
+    with directory.progress_bar("report", len(work.steps) + PARTS, "part") as bar:
         for step in work.steps:
             # Restoring is for all processes, the rest for the one that writes.
             variables = fetch(work.variables(step))
             if directory.main:
                 over_time.append(maps_of(work, variables, chosen.rows()))
             bar.update(1)
-    if not directory.main:
-        return
-    rows = np.unique(np.concatenate([kind for each in members for kind in each]))
-    final = dict(zip(rows.tolist(), maps_of(work, variables, rows), strict=True))
-    by_image = dict(zip(chosen.rows().tolist(), np.stack(over_time, axis=1), strict=True))
-    images = work.dataset.images
-    sides = crop_size(work.model, images.shape[1:]), work.model.receptive_field
-    with directory.making("report") as folder:
-        text = page.render(
-            page_content(
-                work,
-                {
-                    "prototypes": gallery.prototypes(work, members, final, sides),
-                    "perClass": gallery.classes(work, rng),
-                    "images": gallery.images(work, chosen, by_image),
-                },
-                sides,
-            )
-        )
-        (folder / REPORT).write_text(text, encoding="utf-8")
+        if not directory.main:
+            return
+        rows = np.unique(np.concatenate([kind for each in members for kind in each]))
+        final = dict(zip(rows.tolist(), maps_of(work, variables, rows), strict=True))
+        by_image = dict(zip(chosen.rows().tolist(), np.stack(over_time, axis=1), strict=True))
+        sides = crop_size(work.model, work.dataset.images.shape[1:]), work.model.receptive_field
+        shown = {}
+        for part, make in (
+            ("prototypes", lambda: gallery.prototypes(work, members, final, sides)),
+            ("perClass", lambda: gallery.classes(work, rng)),
+            ("images", lambda: gallery.images(work, chosen, by_image)),
+        ):
+            shown[part] = make()
+            bar.update(1)
+        with directory.making("report") as folder:
+            text = page.render(page_content(work, shown, sides))
+            (folder / REPORT).write_text(text, encoding="utf-8")
+        bar.update(1)
 
 
 def page_content(work: Run, shown: dict, sides: tuple[int, int]) -> dict:

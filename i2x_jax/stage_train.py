@@ -32,17 +32,20 @@ def initial_variables(directory: RunDirectory, work: Run) -> Variables:
         return drawn
     tensors = torch_weights.read(source)
     variables, other_classes = torch_weights.from_torch(config.model.name, tensors, drawn, source)
-    if other_classes and directory.main:
-        print(
+    if other_classes:
+        directory.say(
             f"{source} knows {other_classes} classes and the data have {len(work.dataset.class_names)}: "
-            "its classifier is not used, a new one is drawn",
-            flush=True,
+            "its classifier is not used, a new one is drawn"
         )
     return variables
 
 
 def train(directory: RunDirectory, work: Run) -> None:
-    """Trains, or goes on training, and writes checkpoints/, metrics.jsonl, labels.npy and steps.npy (DESIGN 2.1)."""
+    """Trains, or goes on training, and writes checkpoints/, metrics.jsonl, labels.npy and steps.npy (DESIGN 2.1).
+
+    Raises:
+      InputError: the loss was not finite at some step.
+    """
     config, model, splits = work.config, work.model, work.splits
     settings = config.train
     kept = checkpoint_steps(config, splits.train)

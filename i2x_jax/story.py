@@ -80,6 +80,10 @@ def strongest_members(area: np.ndarray, intensity: np.ndarray, count: int) -> np
     Args:
       area: `[N]` locations of the prototype in each image.
       intensity: `[N]` at the last checkpoint.
+      count: how many at most.
+
+    Returns:
+      Their rows, int64.
     """
     members = np.flatnonzero(area)
     return members[np.argsort(-intensity[members], kind="stable")[:count]]

@@ -65,6 +65,13 @@ def make_optimizer(
     """'sgd' (Nesterov momentum 0.9) or 'adamw', with linear warm-up and cosine decay to zero over `total_steps`.
 
     Weight decay applies to kernels only, not to biases and BatchNorm. Loshchilov & Hutter 2019 for AdamW.
+
+    Args:
+      name: 'sgd' or 'adamw'.
+      learning_rate: at its highest.
+      weight_decay: factor of the weights; 'sgd' adds it to the gradient, 'adamw' keeps it apart.
+      total_steps: steps until the rate is zero.
+      warmup: share of them in which it rises, 0 to 1.
     """
     schedule = learning_rate_schedule(learning_rate, total_steps, warmup)
 
@@ -78,7 +85,13 @@ def make_optimizer(
 
 
 def learning_rate_schedule(learning_rate: float, total_steps: int, warmup: float) -> optax.Schedule:
-    """From the number of steps done to the rate of the next one: linear warm-up, cosine decay to zero."""
+    """From the number of steps done to the rate of the next one: linear warm-up, cosine decay to zero.
+
+    Args:
+      learning_rate: at its highest.
+      total_steps: steps until it is zero.
+      warmup: share of them in which it rises, 0 to 1.
+    """
     # Rate 0 stands just before the first step and just after the last, so that no step is without effect.
     warmup_steps = min(max(1, round(warmup * total_steps)), total_steps)
     from_zero = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps=total_steps + 1)
@@ -150,7 +163,16 @@ def train_step(
 
 
 def augment(images: jax.Array, augmentation: str, key: jax.Array) -> jax.Array:
-    """Random shifts by up to an eighth of the side (edges replicated), and mirrored images for 'shift_flip'."""
+    """Random shifts by up to an eighth of the side (edges replicated), and mirrored images for 'shift_flip'.
+
+    Args:
+      images: `[B, H, W, C]`.
+      augmentation: 'none', 'shift' or 'shift_flip'.
+      key: a jax random key; each image draws its own shift.
+
+    Returns:
+      Images of the same shape and type.
+    """
     if augmentation == "none":
         return images
     count, height, width, channels = images.shape
@@ -244,7 +266,14 @@ def batch_logits(model: Model, variables: Variables, images: jax.Array) -> jax.A
 
 
 def predict(model: Model, variables: Variables, dataset: Dataset, batch_size: int) -> np.ndarray:
-    """Logits float32 `[N, M]` of every sample, in evaluation mode."""
+    """Logits float32 `[N, M]` of every sample, in evaluation mode.
+
+    Args:
+      model: the classifier.
+      variables: its weights and BatchNorm statistics.
+      dataset: N samples.
+      batch_size: samples a batch; the result does not depend on it.
+    """
     parts = (batch_logits(model, variables, shard(batch.images)) for batch in batches(dataset, divisible(batch_size)))
     return np.concatenate([fetch(part) for part in ahead(parts)])[: len(dataset.labels)]
 

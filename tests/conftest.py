@@ -1,7 +1,8 @@
 """What several test files share: one finished run, and the compiled programs of all processes."""
 
 import pytest
-from test_run import run
+from helpers import on_terminal
+from test_run import command, environment
 
 
 @pytest.fixture(scope="session")
@@ -11,7 +12,14 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished(base):
+def shown(base):
+    """What run.py showed on a terminal while it made the run `finished`."""
+    code, text = on_terminal(command(base / "finished"), environment(base))
+    assert code == 0, text
+    return text
+
+
+@pytest.fixture(scope="session")
+def finished(base, shown):
     """A run made by run.py to its end, not to be changed."""
-    run(base, base / "finished")
     return base / "finished"

@@ -1,7 +1,13 @@
-"""What several test files share: how close is equal, planted images, and a tiny model."""
+"""What several test files share: how close is equal, planted images, a tiny model, and a terminal."""
 
 import dataclasses
+import fcntl
 import functools
+import os
+import pty
+import struct
+import subprocess
+import termios
 
 import jax
 import numpy as np
@@ -97,3 +103,21 @@ def one_line(error) -> str:
     assert text
     assert "\n" not in text
     return text
+
+
+def on_terminal(command: list[str], environment: dict[str, str], columns: int = 120) -> tuple[int, str]:
+    """Runs a command whose output goes to a terminal of that width: its exit code, and all that was written there."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    with subprocess.Popen(command, env=environment, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        written = b""
+        try:
+            while part := os.read(ours, 2**16):
+                written += part
+        except OSError:
+            # Linux says so, and not that there is nothing more, once nobody holds the other end.
+            pass
+        finally:
+            os.close(ours)
+    return process.returncode, written.decode()

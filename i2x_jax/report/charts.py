@@ -188,7 +188,7 @@ def _x(field, order, title):
 
 
 def _legend(title=None, columns=3):
-    return alt.Legend(title=title, orient="top", columns=columns, labelLimit=150, symbolOpacity=1)
+    return alt.Legend(title=title, orient="top", columns=columns, labelLimit=200, symbolOpacity=1)
 
 
 def _finished(chart, description, height) -> Spec:

@@ -73,6 +73,15 @@ def peaks_of(
     """Where, among the locations of a prototype, each of these samples is most salient: int `[n, 2]`.
 
     Every sample must have a location of the prototype.
+
+    Args:
+      assignments: int `[N, h, w]`.
+      maps_of: from rows to their saliency maps `[n, h, w]`.
+      prototype: its id.
+      rows: int `[n]`, which samples.
+
+    Returns:
+      Row and column on the feature map.
     """
     here = assignments[rows] == prototype
     if not len(rows):

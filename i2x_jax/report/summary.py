@@ -132,11 +132,12 @@ def refinement(table: dict) -> str:
             lines.append(f"  {name:<17} not applicable: {printable(entry['reason'])}")
             continue
         mean, std = entry["mean"], entry["std"]
-        lines.append(
+        row = (
             f"  {name:<17} {_spread(mean['accuracy'], std['accuracy'], 100)}"
             f"   {_spread(mean['pair_confusions'], std['pair_confusions'])}"
             f" {_spread(mean['worst_class'], std['worst_class'], 100)}   {_interval(against_random.get(name))}"
         )
+        lines.append(row.rstrip())
     return "\n".join(lines)
 
 
