@@ -40,6 +40,11 @@ _STAGE = flags.DEFINE_multi_enum("stage", list(STAGES), list(STAGES), "What to d
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets are. Default: $TFDS_DATA_DIR.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the metrics as TensorBoard events too (tensorboardX).")
 _LIST_TAPS = flags.DEFINE_bool("list_taps", False, "Print where the network can be cut, with map sizes, and end.")
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "default",
+    "Where compiled programs are kept for the next run: a folder, 'default' for i2x_jax in the user's cache, or 'off'.",
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for a run of several processes.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
@@ -119,10 +124,12 @@ def run(
     data_dir: str | None,
     processes: tuple | None = None,
     events: bool = False,
+    programs: str | None = None,
 ) -> None:
     """Runs the stages and prints the summary; a finished run is only summarized, or gets its TensorBoard `events`.
 
-    `processes` are the arguments of `distributed.start`, for a run of several.
+    `processes` are the arguments of `distributed.start`, for a run of several; `programs` says where compiled programs
+    are kept (`compilation.keep_programs`), None leaves it as JAX has it.
     """
     from i2x_jax.report.summary import summary
 
@@ -132,8 +139,10 @@ def run(
     if not events and all(directory.complete(step) for step in wanted):
         print(f"Nothing to do: {', '.join(stages)} already done.")
     else:
-        from i2x_jax import distributed, pipeline
+        from i2x_jax import compilation, distributed, pipeline
 
+        if programs is not None:
+            compilation.keep_programs(programs)
         if processes:
             distributed.start(*processes)
         try:
@@ -163,7 +172,8 @@ def main(argv: list[str]) -> None:
     processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value)
     several = processes != (None, None, None, False)
     keep_freed_memory()
-    run(config, workdir, _STAGE.value, data_dir, processes if several else None, _TENSORBOARD.value)
+    processes = processes if several else None
+    run(config, workdir, _STAGE.value, data_dir, processes, _TENSORBOARD.value, _COMPILATION_CACHE.value)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,14 @@ def base(tmp_path_factory):
     return tmp_path_factory.getbasetemp()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_programs(base):
+    """Processes that tests start leave the user's cache of compiled programs alone."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_CACHE_HOME", str(base / "cache"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def finished(base):
     """A run made by run.py to its end, not to be changed."""
