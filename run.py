@@ -52,6 +52,11 @@ _STAGE = flags.DEFINE_multi_enum("stage", list(STAGES), list(STAGES), "What to d
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets are. Default: $TFDS_DATA_DIR.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the metrics as TensorBoard events too (tensorboardX).")
 _LIST_TAPS = flags.DEFINE_bool("list_taps", False, "Print where the network can be cut, with map sizes, and end.")
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    "default",
+    "Where compiled programs are kept for the next run: a folder, 'default' for i2x_jax in the user's cache, or 'off'.",
+)
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "host:port of process 0, for a run of several processes.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes the run has.", lower_bound=1)
 _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
@@ -132,6 +137,7 @@ def run(
     processes: tuple | None = None,
     events: bool = False,
     quiet: bool = False,
+    programs: str | None = None,
 ) -> None:
     """Runs the stages and prints the summary; a finished run is only summarized, or gets its TensorBoard `events`.
 
@@ -143,6 +149,7 @@ def run(
       processes: the arguments of `distributed.start`, for a run of several.
       events: write the metrics as TensorBoard events too.
       quiet: print the summary alone.
+      programs: where compiled programs are kept, see `compilation.keep_programs`; None leaves that to JAX.
 
     Raises:
       InputError: something that was given cannot be used.
@@ -156,8 +163,10 @@ def run(
         if not quiet:
             print(f"Nothing to do: {', '.join(stages)} already done.\n")
     else:
-        from i2x_jax import distributed, pipeline
+        from i2x_jax import compilation, distributed, pipeline
 
+        if programs is not None:
+            compilation.keep_programs(programs)
         if processes:
             distributed.start(*processes)
         try:
@@ -192,7 +201,16 @@ def main(argv: list[str]) -> None:
     # Without the flag the libraries tell of errors only; that is no wish for silence.
     verbosity = flags.FLAGS["verbosity"]
     quiet = bool(verbosity.present) and verbosity.value < logging.INFO
-    run(config, workdir, _STAGE.value, data_dir, processes if several else None, _TENSORBOARD.value, quiet)
+    run(
+        config,
+        workdir,
+        _STAGE.value,
+        data_dir,
+        processes if several else None,
+        _TENSORBOARD.value,
+        quiet,
+        _COMPILATION_CACHE.value,
+    )
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ It takes the checkpoints of a finished run. Each implementation works in a proce
 turns, with as many threads; cold is the first call, compilation included (ours forgets its programs before), warm the
 --repeats after it. Stages behind the first are given the same upstream outputs (ours), and what they return is
 compared. K-means makes the same number of iterations from the same start. `explain` does all of it from images and
-checkpoints, each side with its own K-means; ours computes contributions besides. Rows marked with * are not equal work:
+checkpoints, each side with its own K-means; ours computes contributions besides. Ours keeps freed memory, as in run.py
+(host_memory.py), and its peak of memory contains that. Rows marked with * are not equal work:
 
   kmeans_fit          each side's K-means from its own starts until it converges
   kmeans_subsampled   ours fitted on some of the rows, the baseline on all
@@ -43,7 +44,10 @@ from i2x_jax.run_directory import RunDirectory
 
 SIDES = ("ours", "baseline")
 # Flags of run.py, whose reader of command lines is used, that mean nothing here.
-NOT_HERE = ("stage", "coordinator", "num_processes", "process_id", "cluster", "list_taps", "tensorboard")
+NOT_HERE = (
+    *("stage", "coordinator", "num_processes", "process_id", "cluster"),
+    *("list_taps", "tensorboard", "compilation_cache"),
+)
 
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 20_000, "Training images used, at most.", lower_bound=100)
 _JSON = flags.DEFINE_string("json", None, "The file that the figures are written to.")

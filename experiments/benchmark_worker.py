@@ -18,6 +18,7 @@ import traceback
 import numpy as np
 
 from experiments.benchmark_problem import problem_of
+from i2x_jax.host_memory import keep_freed_memory
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -119,6 +120,8 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     side, workdir, data_dir, num_images, weights, batch_size = sys.argv[1:]
+    if side == "ours":
+        keep_freed_memory()
     pathlib.Path(weights).mkdir(exist_ok=True)
     worker = None
     for line in sys.stdin:

@@ -1,11 +1,20 @@
-"""`jax.jit` for programs that hold convolutions: on a CPU they need other compiler options than XLA's own."""
+"""How programs are compiled: `jax.jit` with a CPU's own options for convolutions, and where the results are kept."""
 
+import errno
 import functools
+import os
+import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+# Nothing public tells whether a kept program is whole.
+from jax._src.compilation_cache import decompress_executable
+
+from i2x_jax.config import InputError
 
 # Both measured by experiments/convolutions.py. YNNPACK keeps products and reductions, but its convolutions use one
 # thread where channels are few: Eigen's use all.
@@ -13,6 +22,8 @@ LIBRARIES = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LI
 # Barriers outlive fusion. Else the layers before a convolution are computed anew, element by element, inside the
 # transposes that the gradient of its kernel asks for. A program without gradients is faster without barriers.
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+# Programs that compile faster than this are not kept: reading them back would take as long.
+LEAST_SECONDS = 0.0
 
 
 def jit(function: Callable[..., Any], gradients: bool = False, **options: Any) -> Callable[..., Any]:
@@ -49,3 +60,56 @@ def compiler_options(gradients: bool) -> dict[str, str] | None:
     except jax.errors.JaxRuntimeError:
         return None
     return wanted
+
+
+def keep_programs(where: str) -> None:
+    """Has JAX keep compiled programs in a folder, so that the next process need not compile them again.
+
+    JAX finds a program again by its code, its options, the versions of JAX and XLA, and the device: for a CPU, the
+    instructions it has. So several processes, and machines, may share a folder. It must be nobody else's: what is in
+    it gets executed.
+
+    Args:
+      where: the folder; 'off'; or 'default' for i2x_jax in the user's cache, unless JAX was told another folder
+        (JAX_COMPILATION_CACHE_DIR). Where that cannot be written to, nothing is kept.
+
+    Raises:
+      InputError: a folder of that name cannot be made or written to.
+    """
+    if where == "off":
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    if where == "default":
+        if jax.config.jax_compilation_cache_dir:
+            return
+        try:
+            folder = _usable(
+                pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "i2x_jax"
+            )
+        except (OSError, RuntimeError):  # no home
+            return
+    else:
+        try:
+            if not where:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            folder = _usable(pathlib.Path(where).absolute())
+        except OSError as error:
+            raise InputError(
+                f"compiled programs cannot be kept in {where!r} ({error.strerror}); allowed: a folder to write to, "
+                "'default' or 'off'; set --compilation_cache"
+            ) from None
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+
+
+def _usable(folder):
+    """Makes a folder for programs, writes to it, and removes programs that a killed process left half-written."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    for path in folder.glob("*-cache"):
+        try:
+            decompress_executable(path.read_bytes())
+        except Exception:  # JAX would warn of it, compile again, and leave it as it is, each time
+            path.unlink(missing_ok=True)
+    return folder

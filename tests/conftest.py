@@ -11,6 +11,14 @@ def base(tmp_path_factory):
     return tmp_path_factory.getbasetemp()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def kept_programs(base):
+    """Processes that tests start leave the user's cache of compiled programs alone."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_CACHE_HOME", str(base / "cache"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shown(base):
     """What run.py showed on a terminal while it made the run `finished`."""

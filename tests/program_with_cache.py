@@ -1,0 +1,58 @@
+"""A process whose compiled programs are kept: `python -m tests.program_with_cache FOLDER...`; 'off' keeps nothing.
+
+For each folder in turn it forgets what it has compiled, does a training step and measures evidence, and prints a line
+of JSON: how many programs JAX took from the folder, how many it wrote, and a digest of all results.
+"""
+
+import hashlib
+import json
+import sys
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
+
+from i2x_jax import evidence, training
+from i2x_jax.compilation import keep_programs
+from i2x_jax.distributed import fetch
+from tests.helpers import planted, tiny_model, tiny_variables
+
+
+def results():
+    """Everything that a training step and a batch of evidence return."""
+    model, data = tiny_model(), planted(16)
+    optimizer = training.make_optimizer("sgd", 0.1, 1e-4, 10, 0.1)
+    state = training.init_state(tiny_variables(), optimizer)
+    state = training.train_step(
+        model, optimizer, "shift", state, training.zero_totals(), data.images, data.labels, jax.random.key(0)
+    )
+    mask, places = np.ones(16, bool), np.zeros((16, 4, 4), np.int16)
+    found = evidence.batch_evidence(
+        model, 3, "gradcam", "label", tiny_variables(), data.images, data.labels, mask, places
+    )
+    return fetch((state, found))
+
+
+def main():
+    counts = dict.fromkeys(("/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"), 0)
+
+    def count(event, **_):
+        if event in counts:
+            counts[event] += 1
+
+    jax.monitoring.register_event_listener(count)
+    for folder in sys.argv[1:]:
+        counts.update(dict.fromkeys(counts, 0))
+        jax.config.update("jax_enable_compilation_cache", True)
+        reset_cache()
+        keep_programs(folder)
+        jax.clear_caches()
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(results()):
+            digest.update(np.asarray(leaf).tobytes())
+        taken, written = counts.values()
+        print(json.dumps({"taken": taken, "written": written, "digest": digest.hexdigest()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
