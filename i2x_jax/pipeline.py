@@ -5,7 +5,7 @@ import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 
 import jax
@@ -67,31 +67,50 @@ def run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | Non
     with directory.locked():
         directory.check_config(config)
         directory.barrier("directory checked")
-        write_header(directory, config, splits, torch_weights.sha256(source) if source else None)
+        write_header(directory, config, splits, {"init_from_sha256": torch_weights.sha256(source)} if source else {})
         directory.barrier("header written")
         work = Run(workdir, data_dir)
         # At hand already: reading data and tracing a large network again would take seconds.
         work.splits, work.model = splits, model
-        for number, step in enumerate(list(STEPS)[: last + 1], 1):
-            done = directory.complete(step)
-            directory.barrier(f"{step} starts")
-            started = time.perf_counter()
-            if not done:
-                MAKERS[step](directory, work)
-            directory.begin_events()
-            directory.barrier(f"{step} ends")
-            seconds = time.perf_counter() - started
-            if not done:
-                directory.add_timing(step, seconds)
-            if directory.main:
-                print(
-                    f"[{number}/{last + 1}] {step}: {'already done' if done else f'done in {seconds:.1f} s'}",
-                    flush=True,
-                )
+        makers = {step: MAKERS[step] for step in list(STEPS)[: last + 1]}
+        make_steps(directory, work, makers, lambda line: print(line, flush=True))
+
+
+def make_steps(
+    directory: RunDirectory,
+    work: Run,
+    makers: Mapping[str, Callable[[RunDirectory, Run], None]],
+    say: Callable[[str], None],
+) -> None:
+    """Makes those steps, in order, that are not complete; the process that writes tells `say` a line about each."""
+    for number, (step, make) in enumerate(makers.items(), 1):
+        done = directory.complete(step)
+        directory.barrier(f"{step} starts")
+        started = time.perf_counter()
+        if not done:
+            make(directory, work)
+        directory.begin_events()
+        directory.barrier(f"{step} ends")
+        seconds = time.perf_counter() - started
+        if not done:
+            directory.add_timing(step, seconds)
+        if directory.main:
+            say(f"[{number}/{len(makers)}] {step}: {'already done' if done else f'done in {seconds:.1f} s'}")
 
 
 def check_feasible(config: Config, splits: Splits, model: Model) -> None:
     """Raises `InputError` for settings that do not fit the data, the model or the devices, before any work is done."""
+    check_explainable(config, splits, model)
+    if config.train.batch_size % jax.device_count():
+        raise InputError(
+            f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
+            f"{jax.device_count()} devices; set --config.train.batch_size"
+        )
+    checkpoint_steps(config, splits.train)
+
+
+def check_explainable(config: Config, splits: Splits, model: Model) -> None:
+    """Raises `InputError` for settings of the explanation that do not fit the data or the model."""
     train = splits.train
     h, w, d = model.feature_shape
     places = min(len(train.labels) * h * w, config.explain.max_locations or math.inf)
@@ -103,18 +122,12 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
     ):
         if value > high:
             raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set --config.{key}")
-    if config.train.batch_size % jax.device_count():
-        raise InputError(
-            f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
-            f"{jax.device_count()} devices; set --config.train.batch_size"
-        )
     unknown = [name for name in config.refine.pair if name not in train.class_names]
     if unknown:
         raise InputError(
             f"config key refine.pair names {unknown[0]!r}; allowed: {', '.join(train.class_names)}; "
             "set --config.refine.pair"
         )
-    checkpoint_steps(config, train)
 
 
 def event_file_of(
@@ -126,18 +139,20 @@ def event_file_of(
     return lambda lines: tensorboard.EventFile(directory.path / TENSORBOARD, lines, lambda step: float(rate(step - 1)))
 
 
-def write_header(directory: RunDirectory, config: Config, splits: Splits, init_sha256: str | None) -> None:
+def write_header(directory: RunDirectory, config: Config, splits: Splits, weights: Mapping[str, str]) -> None:
     """Writes config.json, or checks that the data are still those that the run was made with.
 
-    So are the initial weights, if their fingerprint `init_sha256` is given.
+    So are the weights that were given, if any: `weights` holds their fingerprint, as `init_from_sha256` or
+    `checkpoints_sha256`.
     """
     prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
     if (directory.path / CONFIG).exists():
         made_with = read_header(directory.path)["provenance"]
-        if init_sha256 and init_sha256 != made_with.get("init_from_sha256"):
+        if any(digest != made_with.get(name) for name, digest in weights.items()):
+            what = f"weights in {config.model.init_from}" if config.model.init_from else "checkpoints"
             raise InputError(
-                f"the weights in {config.model.init_from} differ from those that {directory.path} was begun with; "
-                "allowed: the same file; restore it or choose another --workdir"
+                f"the {what} differ from those that {directory.path} was begun with; allowed: the same; restore them "
+                "or choose another --workdir"
             )
         changed = [name for name in prints if prints[name] != made_with["data_fingerprint"].get(name)]
         if changed:
@@ -153,8 +168,7 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, init_s
         "git_revision": git_revision(),
         "data_fingerprint": prints,
     }
-    if init_sha256:
-        provenance["init_from_sha256"] = init_sha256
+    provenance |= weights
     directory.write_json(CONFIG, {"config": config_lib.to_dict(config), "provenance": provenance, "timing": {}})
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from i2x_jax import config as config_lib
-from i2x_jax.config import Config, InputError
+from i2x_jax.config import OWN, Config, InputError
 from i2x_jax.data import Dataset, Splits, load_splits
 from i2x_jax.explanation import Explanation
 from i2x_jax.explanation import from_json as explanation_from_json
@@ -339,6 +339,7 @@ class Run:
     @functools.cached_property
     def splits(self) -> Splits:
         """Train (as analysed), validation and test."""
+        self._refuse_own()
         return dataset_of(self.config, self._data_dir)
 
     @property
@@ -365,16 +366,31 @@ class Run:
     @functools.cached_property
     def model(self):
         """The `models.Model`."""
+        self._refuse_own()
         return model_of(self.config, self.dataset)
 
-    def variables(self, step: int) -> dict:
-        """The weights at an analysed step, with recomputed BatchNorm statistics."""
+    def _refuse_own(self):
+        """What was handed to `i2x_jax.explain` is not in its run directory."""
+        if self.config.model.name == OWN:
+            raise InputError(
+                f"{self.path} explains a model and images of your own, which it does not hold; allowed: everything "
+                f"that needs neither; for the rest call i2x_jax.explain again, with what it was called with and "
+                f"workdir={str(self.path)!r}: it returns at once"
+            )
+
+    @functools.cached_property
+    def abstract_variables(self) -> dict:
+        """A tree like the weights, of shapes and dtypes."""
         import jax
 
+        return jax.eval_shape(self.model.init, jax.random.key(0))
+
+    def variables(self, step: int) -> dict:
+        """The weights at an analysed step; those of a run by run.py have recomputed BatchNorm statistics."""
         from i2x_jax.checkpoints import Checkpoints
 
         with Checkpoints(self.path / CHECKPOINTS, read_only=True) as checkpoints:
-            return checkpoints.restore_variables(step, jax.eval_shape(self.model.init, jax.random.key(0)))
+            return checkpoints.restore_variables(step, self.abstract_variables)
 
     def crops(self, prototype: int, n: int = 16) -> "story.Crops":
         """The places where a prototype is strongest, cut out of their images; needs the model and the data.
