@@ -89,7 +89,7 @@ def survey(given: Sequence[Checkpoint]) -> tuple[Any, str]:
     if len(set(prints)) == 1:
         raise InputError(
             f"the variables are the same at all {len(steps)} steps; allowed: those of a network that learned; keep a "
-            "copy at each step, not the one tree that training changes"
+            "copy at each step (jax.tree.map(jnp.copy, ...)), not the one tree that training changes"
         )
     return like, hashlib.sha256(repr(list(zip(steps, prints, strict=True))).encode()).hexdigest()
 
