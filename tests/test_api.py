@@ -335,8 +335,11 @@ HOSTILE = {
     "a negative step": ({"checkpoints": [(-5, CHECKPOINTS[0]), (4, CHECKPOINTS[1])]}, "[-5, 4]; allowed: rising"),
     "a step beyond int32": ({"checkpoints": [(0, CHECKPOINTS[0]), (2**31, CHECKPOINTS[1])]}, "0 to 2147483647"),
     "the same tree": ({"checkpoints": [CHECKPOINTS[0]] * 3}, "the same at all 3 steps"),
-    "another tree": ({"checkpoints": with_leaf({"a": NAN * 0})}, "at step 1 are another tree than those at step 0"),
-    "another shape": ({"checkpoints": with_leaf(NAN[:2] * 0 + 1)}, "shift is float32 [2] at step 1 and float32 [6]"),
+    "another tree": ({"checkpoints": with_leaf({"a": np.ones(2)})}, "at step 1 are another tree than those at step 0"),
+    "another shape": (
+        {"checkpoints": with_leaf(np.ones(2, np.float32))},
+        "shift is float32 [2] at step 1 and float32 [6]",
+    ),
     "another dtype": ({"checkpoints": with_leaf(np.ones(CHANNELS, np.int32))}, "shift is int32 [6] at step 1"),
     "NaN weights": ({"checkpoints": with_leaf(NAN)}, "shift at step 1 holds NaN or infinity"),
     "text": ({"checkpoints": with_leaf("sgd")}, "shift at step 1 is str; allowed: arrays of numbers"),
