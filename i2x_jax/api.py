@@ -82,7 +82,9 @@ def explain(
     validation: Dataset | None = None,
     test: Dataset | None = None,
 ) -> Run:
-    """Explains how a network learned to decide, from its checkpoints: what `run.py --stage=explain` does.
+    """Explains how a network learned to decide, from its checkpoints.
+
+    The steps are those of run.py but the refinement: how this network is trained is not known here.
 
     Variables are used as they are. In particular BatchNorm statistics are not computed anew, as they are for the
     networks trained here (DESIGN 2.1): running averages of an early step describe the steps before it.
@@ -103,8 +105,8 @@ def explain(
       test: images for the final figures. None to hold out the same share, the same images whatever the seed.
 
     Returns:
-      The run: `explanation`, `crops`, `story`, `to_frame`, `array`. Rows of its arrays are those of `run.dataset`:
-      `dataset` less what was held out.
+      The run, with report.html in its directory: `explanation`, `crops`, `story`, `to_frame`, `array`. Rows of its
+      arrays are those of `run.dataset`: `dataset` less what was held out.
 
     Raises:
       InputError: something that was given cannot be used; one line says what, and how to mend it. A directory that did
@@ -121,7 +123,7 @@ def explain(
     pipeline.check_explainable(settings, splits, own)
     if own.linear_head:
         _check_linear_head(own, given[-1].load(), splits.train)
-    makers = {step: pipeline.MAKERS[step] for step, (stage, _) in STEPS.items() if stage == "explain"}
+    makers = {step: pipeline.MAKERS[step] for step, (stage, _) in STEPS.items() if stage in ("explain", "report")}
     with _folder(workdir) as (path, temporary):
         directory = RunDirectory(path, is_main(), barrier)
         with directory.locked():

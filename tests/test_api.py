@@ -1,7 +1,10 @@
 """The library from Python: `i2x_jax.explain` for networks that this project did not define."""
 
+import dataclasses
 import gc
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -15,10 +18,11 @@ from helpers import ROUNDING, one_line, planted
 from ml_collections import ConfigDict
 
 import i2x_jax
+from experiments import own_model
 from i2x_jax.config import InputError, from_config_dict
 from i2x_jax.data import Dataset
 from i2x_jax.report.summary import summary
-from i2x_jax.run_directory import EXPLANATION, Run
+from i2x_jax.run_directory import EXPLANATION, REPORT, Run
 
 ROOT = pathlib.Path(__file__).parent.parent
 CHANNELS, CLASSES = 6, 3
@@ -159,6 +163,9 @@ def test_everything_can_be_asked_of_the_run(explained, data):
     assert explained.story(image=7).confidence.shape == (4, CLASSES)
     assert explained.explanation.pair("red", "blue").separating
     np.testing.assert_array_equal(explained.variables(40)["kernel"], CHECKPOINTS[2]["kernel"])
+    page = (explained.path / REPORT).read_text()
+    assert "This network was trained elsewhere" in page
+    assert "train.epochs" not in page
     text = summary(explained)
     assert "Accuracy at step 200: train" in text
     assert "told apart on validation" in text
@@ -222,7 +229,8 @@ def test_a_run_of_run_py_explained_from_its_checkpoints(finished, tmp_path):
     # Its own two functions alone, without the closed form, on trees as Orbax stored them.
     own = i2x_jax.OwnModel(run.model.features, run.model.head, receptive_field=run.model.receptive_field)
     given = dict(validation=run.splits.validation, test=run.splits.test)
-    general = i2x_jax.explain(own, finished / "checkpoints", run.dataset, run.config, **given)
+    config = dataclasses.replace(run.config, explain=dataclasses.replace(run.config.explain, max_pairs=0))
+    general = i2x_jax.explain(own, finished / "checkpoints", run.dataset, config, **given)
     np.testing.assert_array_equal(general.array("assignments"), run.array("assignments"))
     for name in ("intensity", "confidence"):
         np.testing.assert_allclose(general.array(name), run.array(name), rtol=1e-5, atol=1e-5)
@@ -436,3 +444,29 @@ def test_an_error_in_the_users_own_function_keeps_its_traceback(tmp_path, data):
     with pytest.raises(KeyError, match="missing"):
         i2x_jax.explain(model, CHECKPOINTS, data, SETTINGS, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_own_model_explains_a_network_of_linen(tmp_path, capsys):
+    run = own_model.main(tmp_path / "run", steps=9, num_prototypes=4)
+    printed = capsys.readouterr().out
+    assert list(run.steps) == [0, 1, 3, 9]
+    assert f"Report           {tmp_path}/run/report.html" in printed
+    pair = run.explanation.pairs[0]
+    assert f"{pair.a} and {pair.b}: " in printed
+    assert f"separated by prototypes {pair.separating[0].prototype} (" in printed
+
+
+def test_the_examples_of_the_readme(finished, data, tmp_path, monkeypatch):
+    """Every block of Python in it, one after the other, with what its text says is there."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, "runs/digits")
+    names = {"net": LinenNet(), "images": data.images, "labels": data.labels, "class_names": data.class_names}
+    names["kept"] = [(step, linen_variables(held)) for step, held in zip(STEPS, CHECKPOINTS, strict=True)]
+    for block in blocks:
+        # Each line that only shows something shows something.
+        *_, last = block.strip().splitlines()
+        exec(block, names)
+        assert eval(last, names) is not None
+    assert names["run"].path == tmp_path / "runs" / "mine"
