@@ -306,7 +306,7 @@
           story.prototypes.map(([k, share, area, values], place) => [el("span", {}, el("span", { class: "swatch", style: "background:" + COLOURS[place] }), to.prototype(k)), percent(share, 0), percent(area, 0), number(values[values.length - 1])]))),
       el("div", { class: "two" },
         plot("confidence", rows, "Confidence in the label, and in the classes that came nearest, at each checkpoint."),
-        plot("intensity", intensities, "Intensity of these prototypes at each checkpoint, in logits.")),
+        intensities.length ? plot("intensity", intensities, "Intensity of these prototypes at each checkpoint, in logits.") : el("p", {}, "At the last checkpoint no place of this image speaks for the logit explained: it has no prototypes with saliency.")),
       more("Data: confidence and intensity", table("Confidence and intensity", ["what", ...steps.map((s) => "step " + s)],
         [...story.classes.map((c, series) => [names[c], ...steps.map((_, t) => number(story.confidence[t][series], 3))]),
           ...story.prototypes.map(([k, , , values]) => [to.prototype(k), ...values.map((value) => number(value))])])));
