@@ -10,7 +10,7 @@ _HOMES = {
     "explain": "api",
     "OwnModel": "api",
     "OrbaxCheckpoints": "api",
-    "Run": "run_directory",
+    "Run": "opened_run",
     "Dataset": "data",
     "InputError": "config",
     "gradcam": "saliency",

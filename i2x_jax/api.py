@@ -7,7 +7,6 @@ images into what those steps take, and refuses what they could not use before an
 import contextlib
 import dataclasses
 import functools
-import numbers
 import os
 import pathlib
 import shutil
@@ -24,10 +23,11 @@ from absl import logging
 from i2x_jax import pipeline
 from i2x_jax.checkpoints import foreign_items, restore_foreign
 from i2x_jax.config import OWN, Config, DataConfig, InputError, ModelConfig, TrainConfig, from_config_dict
-from i2x_jax.data import EMBEDDED_TEST_SEED, Dataset, Splits, check_classes, hold_out
+from i2x_jax.data import EMBEDDED_TEST_SEED, Dataset, Splits, check_classes, checked, hold_out
 from i2x_jax.distributed import barrier, fetch, is_main, replicate
 from i2x_jax.models import Model
-from i2x_jax.run_directory import STEPS, Run, RunDirectory
+from i2x_jax.opened_run import Run
+from i2x_jax.run_directory import STEPS, RunDirectory
 from i2x_jax.stage_adopt import Checkpoint, adopt, survey
 
 # Of a linear head against `head`: both are computed in float32, in another order.
@@ -174,49 +174,15 @@ def _states_pca_dims(config):
 
 
 def _splits(dataset, validation, test, settings):
-    train = _checked_dataset(dataset, "dataset", None)
+    train = checked(dataset, "dataset")
     given = {"validation": validation, "test": test}
-    given = {name: _checked_dataset(each, name, train) for name, each in given.items() if each is not None}
+    given = {name: checked(each, name, like=train) for name, each in given.items() if each is not None}
     for name, seed in (("test", EMBEDDED_TEST_SEED), ("validation", settings.seed)):
         if name not in given:
             train, given[name] = hold_out(train, settings.data.validation, seed)
     splits = Splits(train, **given)
     check_classes(splits)
     return splits
-
-
-def _checked_dataset(dataset, name, first):
-    """The data set with the types that every step relies on; `first` is the one it must go with."""
-    if not isinstance(dataset, Dataset):
-        raise InputError(
-            f"{name} is a {type(dataset).__name__}; allowed: an i2x_jax.Dataset; make one of images, labels and names"
-        )
-    images, labels, names = np.asarray(dataset.images), np.asarray(dataset.labels), tuple(dataset.class_names)
-    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape or images.shape[3] not in (1, 3):
-        raise InputError(
-            f"the images of {name} are {images.dtype} {list(images.shape)}; allowed: uint8 [N, H, W, C] of 0 to 255, "
-            "with 1 or 3 channels; convert them"
-        )
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise InputError(
-            f"the labels of {name} are {labels.dtype} {list(labels.shape)}; allowed: integers [{len(images)}], one an "
-            "image; convert them"
-        )
-    if not all(isinstance(each, str) for each in names) or len(set(names)) < len(names):
-        raise InputError(f"the class names of {name} are {names!r}; allowed: a different text for each class")
-    strange = labels[(labels < 0) | (labels >= len(names))]
-    if strange.size:
-        raise InputError(
-            f"{name} has the label {strange[0]}; allowed: 0 to {len(names) - 1}, an index into its {len(names)} class "
-            "names; correct labels or names"
-        )
-    checked = Dataset(images, labels.astype(np.int32), names)
-    if first is not None and (images.shape[1:] != first.images.shape[1:] or names != first.class_names):
-        raise InputError(
-            f"{name} has images of {list(images.shape[1:])} and classes {names!r}; allowed: those of the dataset, "
-            f"{list(first.images.shape[1:])} and {first.class_names!r}"
-        )
-    return checked
 
 
 def _checkpoints(checkpoints):
@@ -232,21 +198,11 @@ def _checkpoints(checkpoints):
             "variables, or the path of an Orbax folder"
         )
     listed = list(checkpoints)
-    paired = [
-        isinstance(each, tuple)
-        and len(each) == 2
-        and isinstance(each[0], numbers.Integral)
-        and not isinstance(each[0], bool)
-        for each in listed
-    ]
+    paired = [isinstance(e, tuple) and len(e) == 2 and isinstance(e[0], (int, np.integer)) for e in listed]
     if any(paired) and not all(paired):
         raise InputError("checkpoints holds variables with a step and without; allowed: one or the other; add steps")
-    pairs = [(int(step), tree) for step, tree in listed] if any(paired) else enumerate(listed)
-    return [Checkpoint(step, functools.partial(_same, tree)) for step, tree in pairs]
-
-
-def _same(tree):
-    return tree
+    pairs = listed if any(paired) else enumerate(listed)
+    return [Checkpoint(int(step), lambda tree=tree: tree) for step, tree in pairs]
 
 
 def _cut(model, like, dataset, allow_1x1):

@@ -117,9 +117,9 @@ def restore_foreign(folder: pathlib.Path, like: Any = None) -> Any:
     with _without_reader_noise(), _only_errors():
         try:
             with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(
-                    folder.absolute(), abstract(like or checkpointer.metadata(folder.absolute()).item_metadata.tree)
-                )
+                if like is None:
+                    like = checkpointer.metadata(folder.absolute()).item_metadata.tree
+                return checkpointer.restore(folder.absolute(), abstract(like))
         # Orbax and TensorStore raise bare Exception, ValueError and JSONDecodeError for damaged files.
         except Exception as error:
             reason = _first_line(error)

@@ -17,7 +17,8 @@ from i2x_jax.config import Config, InputError
 from i2x_jax.data import Splits, fingerprint
 from i2x_jax.distributed import barrier, is_main
 from i2x_jax.models import Model
-from i2x_jax.run_directory import CONFIG, STEPS, TENSORBOARD, Run, RunDirectory, dataset_of, model_of, read_header
+from i2x_jax.opened_run import Run, dataset_of, model_of
+from i2x_jax.run_directory import CONFIG, STEPS, TENSORBOARD, RunDirectory, read_header
 from i2x_jax.stage_explain import draw_contact_sheet, map_changes, measure_evidence
 from i2x_jax.stage_prototypes import find_prototypes
 from i2x_jax.stage_refine import refine

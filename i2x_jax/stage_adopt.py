@@ -10,7 +10,8 @@ import numpy as np
 from i2x_jax.checkpoints import Checkpoints
 from i2x_jax.config import InputError
 from i2x_jax.distributed import replicate
-from i2x_jax.run_directory import CHECKPOINTS, Run, RunDirectory
+from i2x_jax.opened_run import Run
+from i2x_jax.run_directory import CHECKPOINTS, RunDirectory
 from i2x_jax.stage_train import measure
 from i2x_jax.training import NotFiniteError
 
@@ -76,15 +77,13 @@ def survey(given: Sequence[Checkpoint]) -> tuple[Any, str]:
         arrays = {jax.tree_util.keystr(path): _array(leaf, path, each.step) for path, leaf in leaves}
         if not arrays:
             raise InputError(f"the variables at step {each.step} hold no array; allowed: a tree of arrays; check them")
-        shapes = jax.tree.unflatten(
-            jax.tree.structure(tree), [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in arrays.values()]
-        )
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
         like = shapes if like is None else like
         _check_same(like, shapes, steps[0], each.step)
         digest = hashlib.sha256()
         for name, array in arrays.items():
             digest.update(repr((name, array.dtype.name, array.shape)).encode())
-            digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
+            digest.update(array.tobytes())
         prints.append(digest.hexdigest())
     if len(set(prints)) == 1:
         raise InputError(

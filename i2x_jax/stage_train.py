@@ -11,7 +11,8 @@ from i2x_jax.config import Config, InputError
 from i2x_jax.data import Dataset, steps_per_pass
 from i2x_jax.distributed import fetch, replicate
 from i2x_jax.models import Variables
-from i2x_jax.run_directory import CHECKPOINTS, Run, RunDirectory
+from i2x_jax.opened_run import Run
+from i2x_jax.run_directory import CHECKPOINTS, RunDirectory
 
 
 def checkpoint_steps(config: Config, train: Dataset) -> tuple[int, ...]:

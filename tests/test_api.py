@@ -3,7 +3,6 @@
 import dataclasses
 import gc
 import pathlib
-import re
 import shutil
 import subprocess
 import sys
@@ -13,116 +12,33 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from flax import linen, nnx
 from helpers import ROUNDING, one_line, planted
 from ml_collections import ConfigDict
+from own_networks import (
+    CHANNELS,
+    CHECKPOINTS,
+    CLASSES,
+    PLAIN,
+    SETTINGS,
+    STEPS,
+    LinenNet,
+    linen_variables,
+    nnx_model_and_states,
+    plain_features,
+    plain_head,
+)
 
 import i2x_jax
 from experiments import own_model
+from i2x_jax import Run
 from i2x_jax.config import InputError, from_config_dict
 from i2x_jax.data import Dataset
 from i2x_jax.report.summary import summary
-from i2x_jax.run_directory import EXPLANATION, REPORT, Run
+from i2x_jax.run_directory import EXPLANATION, REPORT
 
 ROOT = pathlib.Path(__file__).parent.parent
-CHANNELS, CLASSES = 6, 3
-SETTINGS = {"explain": {"num_prototypes": 4, "restarts": 1, "batch_size": 64}, "seed": 3}
 ARRAYS = ("assignments", "intensity", "confidence", "groups")
-
-
-def weights(seed):
-    """The weights of a small network, as everybody below holds them in a way of their own."""
-    rng = np.random.default_rng(seed)
-    return {
-        "kernel": np.float32(rng.normal(size=(3, 3, 1, CHANNELS)) / 2),
-        "shift": np.float32(rng.normal(size=CHANNELS) / 10),
-        "classifier": np.float32(rng.normal(size=(CHANNELS, CLASSES))),
-        "bias": np.float32(rng.normal(size=CLASSES) / 10),
-    }
-
-
-SEEDS = (0, 1, 2, 3)
-STEPS = (5, 10, 40, 200)
-
-
-def plain_features(variables, images):
-    maps = jax.lax.conv_general_dilated(
-        images / 255 - 0.3, variables["kernel"], (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-    return jax.nn.relu(maps + variables["shift"])
-
-
-def plain_head(variables, features):
-    return features.mean((1, 2)) @ variables["classifier"] + variables["bias"]
-
-
-PLAIN = i2x_jax.OwnModel(plain_features, plain_head)
-CHECKPOINTS = [weights(seed) for seed in SEEDS]
-
-
-class LinenNet(linen.Module):
-    def setup(self):
-        self.conv = linen.Conv(CHANNELS, (3, 3), strides=2)
-        self.classifier = linen.Dense(CLASSES)
-
-    def features(self, images):
-        return linen.relu(self.conv(images / 255 - 0.3))
-
-    def head(self, features):
-        return self.classifier(features.mean((1, 2)))
-
-
-def linen_variables(held):
-    conv = {"kernel": held["kernel"], "bias": held["shift"]}
-    return {"params": {"conv": conv, "classifier": {"kernel": held["classifier"], "bias": held["bias"]}}}
-
-
-def linen_model():
-    net = LinenNet()
-    return i2x_jax.OwnModel(
-        lambda variables, images: net.apply(variables, images, method="features"),
-        lambda variables, features: net.apply(variables, features, method="head"),
-    )
-
-
-class NnxNet(nnx.Module):
-    def __init__(self, rngs):
-        self.conv = nnx.Conv(1, CHANNELS, (3, 3), strides=2, rngs=rngs)
-        self.dropout = nnx.Dropout(0.5, deterministic=True, rngs=rngs)
-        self.classifier = nnx.Linear(CHANNELS, CLASSES, rngs=rngs)
-
-    def features(self, images):
-        return self.dropout(nnx.relu(self.conv(images / 255 - 0.3)))
-
-    def head(self, features):
-        return self.classifier(features.mean((1, 2)))
-
-
-def nnx_model_and_states():
-    net = NnxNet(nnx.Rngs(0))
-    graph, _, rest = nnx.split(net, nnx.Param, ...)
-    states = []
-    for held in CHECKPOINTS:
-        net.conv.kernel[...], net.conv.bias[...] = held["kernel"], held["shift"]
-        net.classifier.kernel[...], net.classifier.bias[...] = held["classifier"], held["bias"]
-        # A copy: the state that is split off shares its variables with the network.
-        states.append(jax.tree.map(jnp.copy, nnx.split(net, nnx.Param, ...)[1]))
-    model = i2x_jax.OwnModel(
-        lambda state, images: nnx.merge(graph, state, rest).features(images),
-        lambda state, features: nnx.merge(graph, state, rest).head(features),
-    )
-    return model, states
-
-
-@pytest.fixture(scope="module")
-def data():
-    return planted(150)
-
-
-@pytest.fixture(scope="module")
-def explained(data):
-    """The plain network, explained once."""
-    return i2x_jax.explain(PLAIN, list(zip(STEPS, CHECKPOINTS, strict=True)), data, SETTINGS)
+PAIRS = list(zip(STEPS, CHECKPOINTS, strict=True))
 
 
 def assert_same_run(one, other, exactly=False):
@@ -186,9 +102,15 @@ def test_measured_are_the_functions_that_were_given(explained):
         np.testing.assert_allclose(explained.array("intensity")[1][:, k], expected, **ROUNDING)
 
 
+@pytest.mark.slow
 def test_linen_nnx_and_plain_jax_agree(explained, data):
-    pairs = [(step, linen_variables(held)) for step, held in zip(STEPS, CHECKPOINTS, strict=True)]
-    assert_same_run(i2x_jax.explain(linen_model(), pairs, data, ConfigDict(SETTINGS)), explained)
+    net = LinenNet()
+    model = i2x_jax.OwnModel(
+        lambda variables, images: net.apply(variables, images, method="features"),
+        lambda variables, features: net.apply(variables, features, method="head"),
+    )
+    pairs = [(step, linen_variables(held)) for step, held in PAIRS]
+    assert_same_run(i2x_jax.explain(model, pairs, data, ConfigDict(SETTINGS)), explained)
     model, states = nnx_model_and_states()
     run = i2x_jax.explain(
         model,
@@ -200,6 +122,7 @@ def test_linen_nnx_and_plain_jax_agree(explained, data):
     assert isinstance(run.variables(5), type(states[0]))
 
 
+@pytest.mark.slow
 def test_a_linear_head_gives_the_same(explained, data):
     model = i2x_jax.OwnModel(plain_features, plain_head, linear_head=lambda held: (held["classifier"], held["bias"]))
     run = i2x_jax.explain(model, CHECKPOINTS, data, SETTINGS)
@@ -209,6 +132,7 @@ def test_a_linear_head_gives_the_same(explained, data):
     np.testing.assert_allclose(one, other, **ROUNDING)
 
 
+@pytest.mark.slow
 def test_a_run_of_run_py_explained_from_its_checkpoints(finished, tmp_path):
     """By the path of its Orbax folder: the same arrays, bit for bit."""
     run = Run(finished)
@@ -236,32 +160,7 @@ def test_a_run_of_run_py_explained_from_its_checkpoints(finished, tmp_path):
         np.testing.assert_allclose(general.array(name), run.array(name), rtol=1e-5, atol=1e-5)
 
 
-def managed(folder, item):
-    with ocp.CheckpointManager(folder) as manager:
-        for step, held in zip(STEPS, CHECKPOINTS, strict=True):
-            save = ocp.args.StandardSave({"net": [held], "count": np.int32(step)})
-            args = ocp.args.Composite(**{item: save, "notes": ocp.args.JsonSave({"step": step})}) if item else save
-            manager.save(step, args=args)
-
-
-def plain_folders(folder, item):
-    with ocp.StandardCheckpointer() as checkpointer:
-        for step, held in zip(STEPS, CHECKPOINTS, strict=True):
-            checkpointer.save(folder / f"step_{step:06d}", {"net": [held], "count": np.int32(step)})
-
-
-@pytest.mark.parametrize(
-    ("write", "item"), [(managed, ""), (managed, "state"), (plain_folders, "")], ids=["manager", "items", "folders"]
-)
-def test_an_orbax_folder(tmp_path, explained, data, write, item):
-    write(tmp_path / "kept", item)
-    model = i2x_jax.OwnModel(
-        lambda variables, images: plain_features(variables["net"][0], images),
-        lambda variables, features: plain_head(variables["net"][0], features),
-    )
-    assert_same_run(i2x_jax.explain(model, str(tmp_path / "kept"), data, SETTINGS), explained)
-
-
+@pytest.mark.slow
 def test_an_orbax_folder_of_an_nnx_state(tmp_path, explained, data):
     model, states = nnx_model_and_states()
     with ocp.CheckpointManager(tmp_path / "kept") as manager:
@@ -275,36 +174,46 @@ def test_an_orbax_folder_of_an_nnx_state(tmp_path, explained, data):
     assert_same_run(i2x_jax.explain(model, kept, data, SETTINGS), explained)
 
 
-def test_a_folder_belongs_to_one_call_and_is_not_made_twice(tmp_path, explained, data):
-    first = i2x_jax.explain(PLAIN, CHECKPOINTS, data, SETTINGS, tmp_path / "run")
-    made = {path: path.stat().st_mtime_ns for path in first.path.rglob("*") if path.is_file()}
-    again = i2x_jax.explain(PLAIN, CHECKPOINTS, data, SETTINGS, tmp_path / "run")
+def test_what_is_finished_is_not_made_twice(explained, data):
+    made = {path: path.stat().st_mtime_ns for path in explained.path.rglob("*") if path.is_file()}
+    again = i2x_jax.explain(PLAIN, PAIRS, data, SETTINGS, explained.path)
     assert {path: path.stat().st_mtime_ns for path in again.path.rglob("*") if path.is_file()} == made
-    for changed in (
-        {"checkpoints": CHECKPOINTS[:3]},
-        {"dataset": planted(150, seed=1)},
-        {"config": SETTINGS | {"seed": 4}},
-    ):
-        with pytest.raises(InputError) as error:
-            i2x_jax.explain(
-                **{"model": PLAIN, "checkpoints": CHECKPOINTS, "dataset": data, "config": SETTINGS} | changed,
-                workdir=tmp_path / "run",
-            )
-        assert "choose another --workdir" in one_line(error)
-    # What killed work left is made again, and nothing else.
-    (first.path / EXPLANATION).rename(tmp_path / "kept")
-    i2x_jax.explain(PLAIN, CHECKPOINTS, data, SETTINGS, tmp_path / "run")
-    assert (first.path / EXPLANATION).read_bytes() == (tmp_path / "kept").read_bytes()
-    # Opened without network and images, it tells what needs neither.
-    opened = Run(first.path)
-    assert opened.explanation == again.explanation
-    assert opened.story(image=7).reason == again.story(image=7).reason
-    for ask in (lambda: opened.crops(1), lambda: opened.dataset, lambda: opened.variables(0)):
+    assert again.explanation == explained.explanation
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"checkpoints": PAIRS[:3]}, {"dataset": planted(150, seed=1)}, {"config": SETTINGS | {"seed": 4}}],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_folder_belongs_to_one_call(explained, data, changed):
+    given = {"model": PLAIN, "checkpoints": PAIRS, "dataset": data, "config": SETTINGS} | changed
+    with pytest.raises(InputError) as error:
+        i2x_jax.explain(**given, workdir=explained.path)
+    assert "choose another --workdir" in one_line(error)
+    assert (explained.path / REPORT).exists()
+
+
+def test_opened_without_network_and_images_it_tells_what_needs_neither(explained):
+    opened = Run(explained.path)
+    assert opened.explanation == explained.explanation
+    assert opened.story(image=7).reason == explained.story(image=7).reason
+    for ask in (lambda: opened.crops(1), lambda: opened.dataset, lambda: opened.variables(5)):
         with pytest.raises(InputError) as error:
             ask()
         assert "call i2x_jax.explain again" in one_line(error)
 
 
+@pytest.mark.slow
+def test_a_call_that_was_stopped_goes_on(tmp_path, explained, data):
+    shutil.copytree(explained.path, tmp_path / "run")
+    for name in (EXPLANATION, REPORT):
+        (tmp_path / "run" / name).unlink()
+    i2x_jax.explain(PLAIN, PAIRS, data, SETTINGS, tmp_path / "run")
+    assert (tmp_path / "run" / EXPLANATION).read_bytes() == (explained.path / EXPLANATION).read_bytes()
+
+
+@pytest.mark.slow
 def test_a_temporary_folder_lives_as_long_as_its_run(data):
     run = i2x_jax.explain(PLAIN, CHECKPOINTS, data, SETTINGS)
     path = run.path
@@ -429,13 +338,15 @@ def test_what_cannot_be_used_gets_one_line(tmp_path, data, given, words):
 
 
 def test_a_damaged_orbax_folder(tmp_path, data):
-    plain_folders(tmp_path / "kept", "")
-    for path in (tmp_path / "kept" / "step_000040").rglob("*"):
+    with ocp.StandardCheckpointer() as checkpointer:
+        for step, held in PAIRS:
+            checkpointer.save(tmp_path / "kept" / f"step_{step}", held)
+    for path in (tmp_path / "kept" / "step_40").rglob("*"):
         if path.is_file() and "d" in path.parent.name:
             path.write_bytes(b"")
     with pytest.raises(InputError) as error:
         i2x_jax.explain(PLAIN, tmp_path / "kept", data, SETTINGS, tmp_path / "run")
-    assert f"checkpoint {tmp_path}/kept/step_000040 cannot be read (" in one_line(error)
+    assert f"checkpoint {tmp_path}/kept/step_40 cannot be read (" in one_line(error)
     assert not (tmp_path / "run").exists()
 
 
@@ -446,6 +357,7 @@ def test_an_error_in_the_users_own_function_keeps_its_traceback(tmp_path, data):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_own_model_explains_a_network_of_linen(tmp_path, capsys):
     run = own_model.main(tmp_path / "run", steps=9, num_prototypes=4)
     printed = capsys.readouterr().out
@@ -454,19 +366,3 @@ def test_own_model_explains_a_network_of_linen(tmp_path, capsys):
     pair = run.explanation.pairs[0]
     assert f"{pair.a} and {pair.b}: " in printed
     assert f"separated by prototypes {pair.separating[0].prototype} (" in printed
-
-
-def test_the_examples_of_the_readme(finished, data, tmp_path, monkeypatch):
-    """Every block of Python in it, one after the other, with what its text says is there."""
-    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 2
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished, "runs/digits")
-    names = {"net": LinenNet(), "images": data.images, "labels": data.labels, "class_names": data.class_names}
-    names["kept"] = [(step, linen_variables(held)) for step, held in zip(STEPS, CHECKPOINTS, strict=True)]
-    for block in blocks:
-        # Each line that only shows something shows something.
-        *_, last = block.strip().splitlines()
-        exec(block, names)
-        assert eval(last, names) is not None
-    assert names["run"].path == tmp_path / "runs" / "mine"

@@ -17,11 +17,13 @@ import pytest
 from PIL import Image, ImageDraw
 from test_run import contents
 
+from i2x_jax import Run
 from i2x_jax.config import InputError, from_config_dict, printable
 from i2x_jax.data import load
+from i2x_jax.opened_run import dataset_of
 from i2x_jax.report.contact_sheet import write_label
 from i2x_jax.report.summary import summary
-from i2x_jax.run_directory import CHECKPOINTS, STEPS, Run, RunDirectory, dataset_of, read_config
+from i2x_jax.run_directory import CHECKPOINTS, STEPS, RunDirectory, read_config
 from i2x_jax.stage_refine import finished_seed
 from tests.helpers import one_line
 

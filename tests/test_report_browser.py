@@ -4,12 +4,8 @@ import json
 import shutil
 import urllib.parse
 
-import jax
-import numpy as np
 import pytest
-from helpers import planted
 
-import i2x_jax
 from i2x_jax.run_directory import REPORT
 from tests.report_run import CONTROL, HYPHENS, NAMES, SCRIPT, report_run
 
@@ -274,17 +270,8 @@ def test_nothing_jumps(opened, fragment):
     assert shift < 0.05
 
 
-def test_the_page_of_a_network_of_ones_own(browser, tmp_path):
+def test_the_page_of_a_network_of_ones_own(browser, explained):
     """It has no refinement to show, and every view opens all the same."""
-
-    def features(variables, images):
-        return jax.nn.relu((images / 255).reshape(-1, 4, 2, 4, 2).swapaxes(2, 3).reshape(-1, 4, 4, 4) @ variables["w"])
-
-    own = i2x_jax.OwnModel(features, lambda variables, maps: maps.mean((1, 2)) @ variables["v"])
-    rng = np.random.default_rng(0)
-    kept = [{"w": np.float32(rng.normal(size=(4, 6))), "v": np.float32(rng.normal(size=(6, 3)))} for _ in range(3)]
-    run = i2x_jax.explain(own, kept, planted(150), {"explain": {"num_prototypes": 4}}, tmp_path / "run")
-    browser.get_log("browser")
     for view, words in {
         "": "How a classifier of your images learned to decide",
         "#pair=red-blue": "as given",
@@ -294,9 +281,8 @@ def test_the_page_of_a_network_of_ones_own(browser, tmp_path):
         "#refinement": "This network was trained elsewhere",
     }.items():
         browser.get("about:blank")
-        browser.get(f"file://{run.path / REPORT}{view}")
-        WebDriverWait(browser, 60).until(
-            lambda b, words=words: words.lower() in b.find_element(By.TAG_NAME, "body").text.lower()
-        )
-    # Vega warns of charts without a value: weights drawn at random leave little to measure.
-    assert [line for line in browser.get_log("browser") if line["level"] != "WARNING"] == []
+        browser.get_log("browser")
+        browser.get((explained.path / REPORT).as_uri() + view)
+        all_drawn(browser)
+        assert words.lower() in text_of(browser, "body").lower()
+        assert (view, browser.get_log("browser")) == (view, [])

@@ -8,9 +8,10 @@ import numpy as np
 from i2x_jax import uncertainty
 from i2x_jax.config import OWN
 from i2x_jax.explanation import PairExplanation
+from i2x_jax.opened_run import Run
 from i2x_jax.refinement import outcome
 from i2x_jax.report import charts, findings
-from i2x_jax.run_directory import CONFIG, Run, read_json
+from i2x_jax.run_files import CONFIG, read_json
 
 # A page that held all pairs of a thousand classes would not open.
 MAX_PAIRS = 1000
