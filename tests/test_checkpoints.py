@@ -1,4 +1,5 @@
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -236,7 +237,7 @@ class TestForeign:
 
     def test_a_step_twice(self, tmp_path):
         plain_folders(tmp_path, "")
-        (tmp_path / "5").mkdir()
+        shutil.copytree(tmp_path / "step_000005", tmp_path / "5")
         with pytest.raises(InputError) as error:
             foreign_items(tmp_path)
         assert "holds step 5 twice" in one_line(error)
