@@ -29,9 +29,10 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from i2x_jax import Run
 from i2x_jax.config import Config, InputError, from_config_dict
 from i2x_jax.host_memory import keep_freed_memory
-from i2x_jax.run_directory import STAGES, STEPS, Run, RunDirectory
+from i2x_jax.run_directory import STAGES, STEPS, RunDirectory
 
 ROOT = pathlib.Path(__file__).parent
 INTERRUPTED = 130  # 128 and the number of the signal, as shells have it.

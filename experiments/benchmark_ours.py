@@ -9,10 +9,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from experiments.benchmark_problem import Problem, Stopwatch
-from i2x_jax import evidence, grouping, mapping, prototypes, stage_explain, torch_weights, training
+from i2x_jax import Run, evidence, grouping, mapping, prototypes, stage_explain, torch_weights, training
 from i2x_jax.data import Dataset, Splits
 from i2x_jax.distributed import divisible, fetch, shard
-from i2x_jax.run_directory import CHECKPOINTS, CONFIG, Run, RunDirectory
+from i2x_jax.run_directory import CHECKPOINTS, CONFIG, RunDirectory
 from i2x_jax.stage_prototypes import blocks, cluster, feature_rows, find_prototypes, nearest, reduce_features
 
 

@@ -7,10 +7,10 @@ import time
 
 import numpy as np
 
+from i2x_jax import Run
 from i2x_jax.config import Config
 from i2x_jax.data import hold_out
 from i2x_jax.mapping import NUM_FOLDS, stratified_folds
-from i2x_jax.run_directory import Run
 
 
 @dataclasses.dataclass(frozen=True)

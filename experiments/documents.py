@@ -31,8 +31,9 @@ from PIL import Image
 
 from experiments import benchmark_tables
 from i2x_jax.config import Config, InputError, from_config_dict
+from i2x_jax.opened_run import Run
 from i2x_jax.report.summary import summary
-from i2x_jax.run_directory import CONTACT_SHEET, STEPS, Run, RunDirectory, read_header
+from i2x_jax.run_directory import CONTACT_SHEET, STEPS, RunDirectory, read_header
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README, BENCHMARK, PICTURE = "README.md", "experiments/benchmark.md", "docs/digits_contact_sheet.png"

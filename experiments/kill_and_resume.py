@@ -85,7 +85,7 @@ def _differing_weights(one, other):
     # JAX starts slowly: only who compares weights waits for it.
     import jax
 
-    from i2x_jax.run_directory import Run
+    from i2x_jax import Run
 
     runs, folders = [Run(one), Run(other)], [one / "checkpoints", other / "checkpoints"]
     steps = [sorted(int(step.name) for step in folder.iterdir()) for folder in folders]

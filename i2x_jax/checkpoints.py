@@ -20,6 +20,10 @@ from i2x_jax.distributed import abstract, barrier, lost
 # What Orbax writes beside the arrays of a small model, generously: lists, shardings, lock files.
 CHECKPOINT_OVERHEAD = 2**20
 STEP = re.compile(r"0|[1-9][0-9]{0,17}")
+# What others call the folder of a step: 100, 000100, step_100, checkpoint-100.
+FOREIGN_STEP = re.compile(r"(?:[A-Za-z][A-Za-z_]*[_-])?([0-9]{1,18})")
+# Orbax puts this file beside the arrays of an item.
+ITEM_MARK = "_METADATA"
 
 
 def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[int, ...]:
@@ -59,6 +63,72 @@ def present_steps(directory: pathlib.Path) -> tuple[int, ...]:
     return tuple(sorted(int(path.name) for path in directory.iterdir() if STEP.fullmatch(path.name) and path.is_dir()))
 
 
+def foreign_items(directory: pathlib.Path, item: str = "") -> list[tuple[int, pathlib.Path]]:
+    """The checkpoints that somebody else's program wrote with Orbax: steps, ascending, and the folder of their arrays.
+
+    Args:
+      directory: holds one folder a step, named by the step, perhaps after a prefix (100, 000100, step_100).
+      item: which item of each, where there are several; '' for the only one, or the one called `variables`.
+
+    Raises:
+      InputError: no such folder, no checkpoints in it, two of one step, or several items and none named.
+    """
+    if not directory.is_dir():
+        raise InputError(f"{directory} is no folder; allowed: a folder of Orbax checkpoints; check the path")
+    found = {}
+    for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
+        if match := FOREIGN_STEP.fullmatch(folder.name):
+            if int(match[1]) in found:
+                raise InputError(
+                    f"{directory} holds step {int(match[1])} twice; allowed: one folder a step; move one away"
+                )
+            found[int(match[1])] = _item_folder(folder, item)
+    if not found:
+        raise InputError(
+            f"{directory} holds no checkpoints; allowed: a folder with one folder a step, such as 100 or step_100; "
+            "check the path"
+        )
+    return sorted(found.items())
+
+
+def _item_folder(folder, item):
+    if not item and (folder / ITEM_MARK).exists():
+        return folder
+    items = sorted(path.name for path in folder.iterdir() if (path / ITEM_MARK).exists())
+    wanted = item or (items[0] if len(items) == 1 else "variables")
+    if wanted not in items:
+        raise InputError(
+            f"checkpoint {folder} has the items {', '.join(items) or 'none'}; allowed: one that holds arrays; name it "
+            "with OrbaxCheckpoints(directory, item=...)"
+        )
+    return folder / wanted
+
+
+def restore_foreign(folder: pathlib.Path, like: Any = None) -> Any:
+    """Reads a tree of arrays that somebody else's program wrote with Orbax, placed on every device.
+
+    Args:
+      folder: of the arrays, from `foreign_items`.
+      like: a tree of the structure, shapes and dtypes wanted; None for nested dicts and lists, as they were stored.
+
+    Raises:
+      InputError: damaged, or of another structure.
+    """
+    with _without_reader_noise(), _only_errors():
+        try:
+            with ocp.StandardCheckpointer() as checkpointer:
+                if like is None:
+                    like = checkpointer.metadata(folder.absolute()).item_metadata.tree
+                return checkpointer.restore(folder.absolute(), abstract(like))
+        # Orbax and TensorStore raise bare Exception, ValueError and JSONDecodeError for damaged files.
+        except Exception as error:
+            reason = _first_line(error)
+    raise InputError(
+        f"checkpoint {folder} cannot be read ({reason}); allowed: arrays that Orbax wrote, of the structure of `like` "
+        "if that is given; check the folder"
+    )
+
+
 class Checkpoints:
     """A folder of checkpoints, one per step, with the items `variables` and `optimizer`; to be used under `with`.
 
@@ -68,13 +138,11 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, read_only: bool = False):
         self.directory = pathlib.Path(directory).absolute()
         # For a reader Orbax warns of each default that it changes.
-        verbosity = absl.logging.get_verbosity()
-        absl.logging.set_verbosity(absl.logging.ERROR)
-        options = ocp.CheckpointManagerOptions(
-            read_only=read_only, cleanup_tmp_directories=not read_only, enable_async_checkpointing=True
-        )
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
-        absl.logging.set_verbosity(verbosity)
+        with _only_errors():
+            options = ocp.CheckpointManagerOptions(
+                read_only=read_only, cleanup_tmp_directories=not read_only, enable_async_checkpointing=True
+            )
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def __enter__(self):
         return self
@@ -87,20 +155,21 @@ class Checkpoints:
             return
         self._manager.close()
 
-    def save(self, step: int, variables: Any, optimizer: Any) -> None:
+    def save(self, step: int, variables: Any, optimizer: Any = None) -> None:
         """Starts saving, and returns once the arrays are copied; a step already there is left as it is.
+
+        Without an optimizer there is no item of that name, and training cannot go on from there.
 
         Raises:
           InputError: this checkpoint or the one before could not be written.
         """
         if step in present_steps(self.directory):
             return
-        items = ocp.args.Composite(
-            variables=ocp.args.StandardSave(variables), optimizer=ocp.args.StandardSave(optimizer)
-        )
-        self._check_space((variables, optimizer))
+        items = {"variables": variables} if optimizer is None else {"variables": variables, "optimizer": optimizer}
+        self._check_space(items)
+        args = ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in items.items()})
         with self._writing():
-            self._manager.save(step, args=items, force=True)
+            self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
         """Waits until every checkpoint is on disk; errors as in `save`."""
@@ -152,7 +221,7 @@ class Checkpoints:
         variables = self._restore(step, variables=like)["variables"]
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
             if not np.isfinite(np.asarray(leaf)).all():
-                name = "/".join(str(key.key) for key in path)
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise InputError(
                     f"checkpoint {self.directory / str(step)} holds NaN or infinity in {name}; allowed: finite "
                     "weights; train again in another --workdir, perhaps with a lower --config.train.learning_rate"
@@ -185,6 +254,17 @@ class Checkpoints:
 
 def _first_line(error):
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+@contextlib.contextmanager
+def _only_errors():
+    """Keeps what Orbax logs below the level of errors off the terminal."""
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
 
 
 @contextlib.contextmanager

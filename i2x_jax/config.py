@@ -21,6 +21,8 @@ STRATEGIES = (
     "hard>full",
 )
 CAMS = ("gradcam", "gradcam++", "hirescam", "layercam")
+# What data.name and model.name are where images and network were handed to `i2x_jax.explain`.
+OWN = "own"
 # The others count only gradients that raise a logit: for a margin they would show one class and not the other.
 SIGNED_CAMS = ("gradcam", "hirescam")
 

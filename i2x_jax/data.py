@@ -100,6 +100,48 @@ def load_splits(
     return splits
 
 
+def checked(dataset: Dataset, name: str, like: Dataset | None = None) -> Dataset:
+    """A data set that a caller made, as NumPy arrays of the types that every step relies on.
+
+    Args:
+      dataset: what the caller made.
+      name: what it is called in errors.
+      like: the data set whose image shape and classes it must have; None for any.
+
+    Raises:
+      InputError: it is no `Dataset`, or images, labels or names are not what `Dataset` says.
+    """
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"{name} is a {type(dataset).__name__}; allowed: an i2x_jax.Dataset; make one of images, labels and names"
+        )
+    images, labels, names = np.asarray(dataset.images), np.asarray(dataset.labels), tuple(dataset.class_names)
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape or images.shape[3] not in (1, 3):
+        raise InputError(
+            f"the images of {name} are {images.dtype} {list(images.shape)}; allowed: uint8 [N, H, W, C] of 0 to 255, "
+            "with 1 or 3 channels; convert them"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"the labels of {name} are {labels.dtype} {list(labels.shape)}; allowed: integers [{len(images)}], one an "
+            "image; convert them"
+        )
+    if not all(isinstance(each, str) for each in names) or len(set(names)) < len(names):
+        raise InputError(f"the class names of {name} are {names!r}; allowed: a different text for each class")
+    strange = labels[(labels < 0) | (labels >= len(names))]
+    if strange.size:
+        raise InputError(
+            f"{name} has the label {strange[0]}; allowed: 0 to {len(names) - 1}, an index into its {len(names)} class "
+            "names; correct labels or names"
+        )
+    if like is not None and (images.shape[1:] != like.images.shape[1:] or names != like.class_names):
+        raise InputError(
+            f"{name} has images of {list(images.shape[1:])} and classes {names!r}; allowed: those of the dataset, "
+            f"{list(like.images.shape[1:])} and {like.class_names!r}"
+        )
+    return Dataset(images, labels.astype(np.int32), names)
+
+
 def check_classes(splits: Splits) -> None:
     """Raises `InputError` unless there are at least two classes and each has samples enough in every split."""
     names = splits.train.class_names

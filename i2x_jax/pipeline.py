@@ -17,17 +17,8 @@ from i2x_jax.config import Config, InputError
 from i2x_jax.data import Splits, fingerprint
 from i2x_jax.distributed import barrier, is_main
 from i2x_jax.models import Model
-from i2x_jax.run_directory import (
-    CONFIG,
-    REPORT,
-    STEPS,
-    TENSORBOARD,
-    Run,
-    RunDirectory,
-    dataset_of,
-    model_of,
-    read_header,
-)
+from i2x_jax.opened_run import Run, dataset_of, model_of
+from i2x_jax.run_directory import CONFIG, REPORT, STEPS, TENSORBOARD, RunDirectory, read_header
 from i2x_jax.stage_explain import draw_contact_sheet, map_changes, measure_evidence
 from i2x_jax.stage_prototypes import find_prototypes
 from i2x_jax.stage_refine import refine
@@ -86,7 +77,7 @@ def run(
     with directory.locked():
         directory.check_config(config)
         directory.barrier("directory checked")
-        write_header(directory, config, splits, torch_weights.sha256(source) if source else None)
+        write_header(directory, config, splits, {"init_from_sha256": torch_weights.sha256(source)} if source else {})
         directory.barrier("header written")
         work = Run(workdir, data_dir)
         # At hand already: reading data and tracing a large network again would take seconds.
@@ -130,6 +121,17 @@ def make_steps(
 
 def check_feasible(config: Config, splits: Splits, model: Model) -> None:
     """Raises `InputError` for settings that do not fit the data, the model or the devices, before any work is done."""
+    check_explainable(config, splits, model)
+    if config.train.batch_size % jax.device_count():
+        raise InputError(
+            f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
+            f"{jax.device_count()} devices; set --config.train.batch_size"
+        )
+    checkpoint_steps(config, splits.train)
+
+
+def check_explainable(config: Config, splits: Splits, model: Model) -> None:
+    """Raises `InputError` for settings of the explanation that do not fit the data or the model."""
     train = splits.train
     h, w, d = model.feature_shape
     places = min(len(train.labels) * h * w, config.explain.max_locations or math.inf)
@@ -141,18 +143,12 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
     ):
         if value > high:
             raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set --config.{key}")
-    if config.train.batch_size % jax.device_count():
-        raise InputError(
-            f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
-            f"{jax.device_count()} devices; set --config.train.batch_size"
-        )
     unknown = [name for name in config.refine.pair if name not in train.class_names]
     if unknown:
         raise InputError(
             f"config key refine.pair names {unknown[0]!r}; allowed: {', '.join(train.class_names)}; "
             "set --config.refine.pair"
         )
-    checkpoint_steps(config, train)
 
 
 def event_file_of(
@@ -168,27 +164,28 @@ def event_file_of(
     return lambda lines: tensorboard.EventFile(directory.path / TENSORBOARD, lines, lambda step: float(rate(step - 1)))
 
 
-def write_header(directory: RunDirectory, config: Config, splits: Splits, init_sha256: str | None) -> None:
+def write_header(directory: RunDirectory, config: Config, splits: Splits, weights: Mapping[str, str]) -> None:
     """Writes config.json, or checks that the data are still those that the run was made with.
 
-    So are the initial weights, if their fingerprint `init_sha256` is given.
+    So are the weights that were given, if any.
 
     Args:
       directory: of the run.
       config: all settings.
       splits: whose fingerprints are kept.
-      init_sha256: of the file of initial weights; None for none.
+      weights: fingerprints of weights that were given, as `init_from_sha256` or `checkpoints_sha256`.
 
     Raises:
-      InputError: the run was begun with other data or other initial weights.
+      InputError: the run was begun with other data, other initial weights or other checkpoints.
     """
     prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
     if (directory.path / CONFIG).exists():
         made_with = read_header(directory.path)["provenance"]
-        if init_sha256 and init_sha256 != made_with.get("init_from_sha256"):
+        if any(digest != made_with.get(name) for name, digest in weights.items()):
+            what = f"weights in {config.model.init_from}" if config.model.init_from else "checkpoints"
             raise InputError(
-                f"the weights in {config.model.init_from} differ from those that {directory.path} was begun with; "
-                "allowed: the same file; restore it or choose another --workdir"
+                f"the {what} differ from those that {directory.path} was begun with; allowed: the same; restore them "
+                "or choose another --workdir"
             )
         changed = [name for name in prints if prints[name] != made_with["data_fingerprint"].get(name)]
         if changed:
@@ -204,8 +201,7 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, init_s
         "git_revision": git_revision(),
         "data_fingerprint": prints,
     }
-    if init_sha256:
-        provenance["init_from_sha256"] = init_sha256
+    provenance |= weights
     header = {"config": config_lib.to_dict(config), "provenance": provenance, "timing": {}, "peak_memory": {}}
     directory.write_json(CONFIG, header)
 

@@ -1,12 +1,8 @@
-"""The run directory: its files, how they come into being whole or not at all, and `Run` (DESIGN section 4).
-
-Nothing here needs JAX until a model or its weights are asked for, so that looking at a finished run is quick.
-"""
+"""The run directory: its files, and how they come into being whole or not at all (DESIGN section 4)."""
 
 import contextlib
 import errno
 import fcntl
-import functools
 import itertools
 import json
 import os
@@ -15,34 +11,15 @@ import resource
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from i2x_jax import config as config_lib
 from i2x_jax.config import Config, InputError
-from i2x_jax.data import Dataset, Splits, load_splits
-from i2x_jax.explanation import Explanation
-from i2x_jax.explanation import from_json as explanation_from_json
-from i2x_jax.run_files import (
-    ARRAYS,
-    CONFIG,
-    METRICS,
-    check_json,
-    read,
-    read_array,
-    read_arrays,
-    read_json,
-    refuse_links,
-    strict_json,
-)
+from i2x_jax.run_files import CONFIG, METRICS, check_json, read, read_array, read_json, refuse_links, strict_json
 from i2x_jax.tensorboard import EventFile
-
-if TYPE_CHECKING:
-    import pandas
-
-    from i2x_jax import story
 
 CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tensorboard"
 REFINEMENT, CONTACT_SHEET, REPORT = "refinement.json", "contact_sheet.png", "report.html"
@@ -312,159 +289,6 @@ def read_header(path: pathlib.Path) -> dict:
 def read_config(path: pathlib.Path) -> Config:
     """The config that a run directory was made with."""
     return config_lib.from_config_dict(read_header(path)["config"])
-
-
-class Run:
-    """Reading side of a run directory; everything is opened when asked for, large arrays as memory maps.
-
-    Attributes:
-      path: the directory.
-      config: how the run was made.
-    """
-
-    def __init__(self, path: str | os.PathLike, data_dir: str | None = None):
-        self.path = pathlib.Path(path).absolute()
-        if not (self.path / CONFIG).exists():
-            raise InputError(f"{self.path} is not a run directory: no {CONFIG} in it; allowed: a --workdir of run.py")
-        self.config = read_config(self.path)
-        self._data_dir = data_dir
-
-    def array(self, name: str) -> np.ndarray:
-        """A .npy file by its name without ending: steps, labels, assignments, intensity, confidence, groups."""
-        return read_array(self._known(f"{name}.npy"), self._sizes(name))
-
-    def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """A .npz file: prototypes, contributions, validation, test, mapping, curated."""
-        return read_arrays(self._known(f"{name}.npz"), self._sizes(name))
-
-    def _known(self, name):
-        if name not in ARRAYS:
-            raise InputError(f"{name} is no array of a run; allowed: {', '.join(ARRAYS)}; check the spelling")
-        return self.path / name
-
-    def _sizes(self, name):
-        """The symbols of `run_files.Spec` that are known without opening the array of that name."""
-        sizes = {"K": self.config.explain.num_prototypes, "D": self.config.explain.pca_dims}
-        # Data and model are looked at where they are at hand: opening an array must not read a data set.
-        if "splits" in vars(self):
-            train, validation, test = self.splits
-            sizes |= {"M": len(train.class_names), "N": len(train.labels)}
-            sizes |= {"V": len(validation.labels), "E": len(test.labels)}
-        elif name not in ("steps", "labels"):
-            sizes["N"] = len(self.array("labels"))
-        if "model" in vars(self):
-            sizes |= dict(zip("hwd", self.model.feature_shape, strict=True))
-        if name not in ("steps", "labels"):
-            sizes |= {"T": len(self.steps), "I": len(self.steps) - 1}
-        return sizes
-
-    @functools.cached_property
-    def steps(self) -> np.ndarray:
-        """Steps of the analysed checkpoints, int32 `[T]`."""
-        return np.array(self.array("steps"))
-
-    @functools.cached_property
-    def splits(self) -> Splits:
-        """Train (as analysed), validation and test."""
-        return dataset_of(self.config, self._data_dir)
-
-    @property
-    def dataset(self) -> Dataset:
-        """The N training samples, in the order of every array of the run."""
-        return self.splits.train
-
-    @functools.cached_property
-    def explanation(self) -> Explanation:
-        """The structured explanation."""
-        path = self.path / EXPLANATION
-        return read(path, lambda path: explanation_from_json(path.read_text()))
-
-    @functools.cached_property
-    def refinement(self) -> dict:
-        """The refinement table, as in refinement.json."""
-        return read_json(self.path / REFINEMENT, "refinement")
-
-    @functools.cached_property
-    def metrics(self) -> list[dict]:
-        """The lines of metrics.jsonl."""
-        return read_metrics(self.path / METRICS)
-
-    @functools.cached_property
-    def model(self):
-        """The `models.Model`."""
-        return model_of(self.config, self.dataset)
-
-    def variables(self, step: int) -> dict:
-        """The weights at an analysed step, with recomputed BatchNorm statistics."""
-        import jax
-
-        from i2x_jax.checkpoints import Checkpoints
-
-        with Checkpoints(self.path / CHECKPOINTS, read_only=True) as checkpoints:
-            return checkpoints.restore_variables(step, jax.eval_shape(self.model.init, jax.random.key(0)))
-
-    def crops(self, prototype: int, n: int = 16) -> "story.Crops":
-        """The places where a prototype is strongest, cut out of their images; needs the model and the data.
-
-        Args:
-          prototype: its id, 0 to K-1.
-          n: how many at most; fewer where fewer images have the prototype.
-
-        Returns:
-          `images` uint8 `[n, side, side, C]`, `rows` int64 `[n]`, `locations` int64 `[n, 2]` and `intensity` float32
-          `[n]`, by falling intensity at the last checkpoint (`story.Crops`).
-
-        Raises:
-          InputError: unknown prototype, or n below 1.
-        """
-        from i2x_jax import story
-
-        return story.crops(self, prototype, n)
-
-    def story(self, image: int) -> "story.Story":
-        """How the network came to see one training image as it does (`story.Story`).
-
-        Raises:
-          InputError: `image` is no row of the run's arrays.
-        """
-        from i2x_jax import story
-
-        return story.story(self, image)
-
-    def to_frame(self, table: str) -> "pandas.DataFrame":
-        """A table of the run as a pandas data frame, one row per record.
-
-        Args:
-          table: one of `tables.TABLES`: intervals, prototypes, support, pairs, uncertain, metrics, refinement.
-
-        Raises:
-          InputError: no such table, or pandas is not installed.
-        """
-        from i2x_jax import tables
-
-        return tables.to_frame(self, table)
-
-
-def dataset_of(config: Config, data_dir: str | None) -> Splits:
-    """The splits a config asks for."""
-    data = config.data
-    return load_splits(data.name, data.validation, data.max_train, data.image_size, config.seed, data_dir)
-
-
-def model_of(config: Config, dataset: Dataset):
-    """The `models.Model` a config asks for."""
-    from i2x_jax import models
-
-    return models.create(
-        config.model.name,
-        num_classes=len(dataset.class_names),
-        image_shape=dataset.images.shape[1:],
-        width=config.model.width,
-        stem=config.model.stem,
-        tap=config.model.tap,
-        dtype=config.model.dtype,
-        allow_1x1=config.model.allow_1x1,
-    )
 
 
 def _unusable(path, error):

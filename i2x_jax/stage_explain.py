@@ -5,8 +5,9 @@ import numpy as np
 from i2x_jax import evidence, grouping, mapping, saliency, training, uncertainty
 from i2x_jax.distributed import fetch
 from i2x_jax.explanation import to_json
+from i2x_jax.opened_run import Run
 from i2x_jax.report.contact_sheet import contact_sheet
-from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, Run, RunDirectory
+from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, RunDirectory
 from i2x_jax.structure import build_explanation
 
 

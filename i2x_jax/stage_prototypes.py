@@ -11,7 +11,8 @@ from i2x_jax.compilation import jit
 from i2x_jax.data import Dataset, batches
 from i2x_jax.distributed import ahead, divisible, fetch, shard
 from i2x_jax.models import Model, Variables
-from i2x_jax.run_directory import Run, RunDirectory
+from i2x_jax.opened_run import Run
+from i2x_jax.run_directory import RunDirectory
 
 # On a CPU a block's distances should stay in the cache; elsewhere a block should fill the device.
 POINTS_PER_BLOCK = {"cpu": 2**14}

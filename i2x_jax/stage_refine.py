@@ -6,7 +6,8 @@ import numpy as np
 
 from i2x_jax import refinement, training
 from i2x_jax.data import steps_per_pass
-from i2x_jax.run_directory import REFINEMENT, Run, RunDirectory
+from i2x_jax.opened_run import Run
+from i2x_jax.run_directory import REFINEMENT, RunDirectory
 from i2x_jax.run_files import read, read_json
 
 

@@ -3,9 +3,10 @@
 import numpy as np
 
 from i2x_jax.distributed import fetch
+from i2x_jax.opened_run import Run
 from i2x_jax.report import charts, content, gallery, page
 from i2x_jax.report.examples import choose_images
-from i2x_jax.run_directory import REPORT, Run, RunDirectory
+from i2x_jax.run_directory import REPORT, RunDirectory
 from i2x_jax.saliency import crop_size
 from i2x_jax.story import maps_of
 

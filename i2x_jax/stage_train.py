@@ -11,7 +11,8 @@ from i2x_jax.config import Config, InputError
 from i2x_jax.data import Dataset, steps_per_pass
 from i2x_jax.distributed import fetch, replicate
 from i2x_jax.models import Variables
-from i2x_jax.run_directory import CHECKPOINTS, Run, RunDirectory
+from i2x_jax.opened_run import Run
+from i2x_jax.run_directory import CHECKPOINTS, RunDirectory
 
 
 def checkpoint_steps(config: Config, train: Dataset) -> tuple[int, ...]:
@@ -38,6 +39,23 @@ def initial_variables(directory: RunDirectory, work: Run) -> Variables:
             "its classifier is not used, a new one is drawn"
         )
     return variables
+
+
+def measure(directory: RunDirectory, work: Run, variables: Variables, step: int, last: bool) -> None:
+    """Adds loss and accuracy of a kept checkpoint to metrics.jsonl.
+
+    Train and test are measured once, at the end; validation is what choices are made on.
+
+    Raises:
+      NotFiniteError: a loss is not; the last step before a checkpoint may ruin weights whose loss was still finite.
+    """
+    for split in ("validation", "train", "test") if last else ("validation",):
+        dataset = getattr(work.splits, split)
+        logits = training.predict(work.model, variables, dataset, work.config.explain.batch_size)
+        loss, accuracy = training.loss_and_accuracy(logits, dataset.labels)
+        if not np.isfinite(loss):
+            raise training.NotFiniteError(step)
+        directory.add_metrics(step, split, loss, accuracy)
 
 
 def train(directory: RunDirectory, work: Run) -> None:
@@ -67,15 +85,7 @@ def train(directory: RunDirectory, work: Run) -> None:
         def keep(step, state, totals):
             variables = training.recompute_batch_norm(model, state.variables, calibration)
             if step in kept:
-                # Train and test are measured once, at the end; validation is what choices are made on.
-                for split in ("validation", "train", "test") if step == kept[-1] else ("validation",):
-                    dataset = getattr(splits, split)
-                    logits = training.predict(model, variables, dataset, config.explain.batch_size)
-                    loss, accuracy = training.loss_and_accuracy(logits, dataset.labels)
-                    # The last step before a checkpoint may ruin the weights after a loss that was still finite.
-                    if not np.isfinite(loss):
-                        raise training.NotFiniteError(step)
-                    directory.add_metrics(step, split, loss, accuracy)
+                measure(directory, work, variables, step, last=step == kept[-1])
             checkpoints.save(step, variables, (state.opt_state, totals))
             checkpoints.remove(passing - {step})
             passing.clear()

@@ -10,7 +10,7 @@ from i2x_jax import uncertainty
 from i2x_jax.config import InputError
 
 if TYPE_CHECKING:
-    from i2x_jax.run_directory import Run
+    from i2x_jax.opened_run import Run
 
 # One static shape for every call, so that the program is compiled once.
 MAPS_PER_BATCH = 128

@@ -8,7 +8,7 @@ from i2x_jax.config import InputError
 if TYPE_CHECKING:
     import pandas
 
-    from i2x_jax.run_directory import Run
+    from i2x_jax.opened_run import Run
 
 
 def records(run: "Run", table: str) -> list[dict[str, Any]]:

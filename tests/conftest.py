@@ -1,8 +1,11 @@
-"""What several test files share: one finished run, and the compiled programs of all processes."""
+"""What several test files share: two finished runs, and the compiled programs of all processes."""
 
+import own_networks
 import pytest
-from helpers import on_terminal
+from helpers import on_terminal, planted
 from test_run import command, environment
+
+import i2x_jax
 
 
 @pytest.fixture(scope="session")
@@ -31,3 +34,16 @@ def shown(base):
 def finished(base, shown):
     """A run made by run.py to its end, not to be changed."""
     return base / "finished"
+
+
+@pytest.fixture(scope="session")
+def data():
+    """Images of three classes, for networks of one's own."""
+    return planted(150)
+
+
+@pytest.fixture(scope="session")
+def explained(base, data):
+    """The run of a network of one's own in plain JAX, not to be changed."""
+    pairs = list(zip(own_networks.STEPS, own_networks.CHECKPOINTS, strict=True))
+    return i2x_jax.explain(own_networks.PLAIN, pairs, data, own_networks.SETTINGS, base / "explained")

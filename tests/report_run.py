@@ -5,9 +5,9 @@ import pathlib
 
 import pytest
 
-from i2x_jax import pipeline, sources
+from i2x_jax import Run, pipeline, sources
 from i2x_jax.config import from_config_dict
-from i2x_jax.run_directory import STAGES, Run
+from i2x_jax.run_directory import STAGES
 
 SCRIPT = "<script>alert(1)</script>"
 # Markup, a name with what separates names in a link, and control characters with one that turns text round.

@@ -1,12 +1,14 @@
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from i2x_jax import training
-from i2x_jax.checkpoints import Checkpoints, present_steps, select_steps
+from i2x_jax.checkpoints import Checkpoints, foreign_items, present_steps, restore_foreign, select_steps
 from i2x_jax.config import InputError
 from tests.helpers import assert_trees_equal, one_line, tiny_model, tiny_variables
 
@@ -182,3 +184,60 @@ def test_what_a_killed_process_left_half_written_does_not_count_and_is_removed(w
         checkpoints.save(9, *state("sgd"))
     assert not leftover.exists()
     assert present_steps(written) == (0, 5, 9)
+
+
+HELD = [{"net": [{"kernel": np.full((2, 3), step, np.float32)}], "count": np.int32(step)} for step in (5, 40)]
+
+
+def managed(folder, item):
+    with ocp.CheckpointManager(folder) as manager:
+        for held in HELD:
+            save = ocp.args.StandardSave(held)
+            notes = ocp.args.JsonSave({"by": "somebody else"})
+            args = ocp.args.Composite(**{item: save, "notes": notes}) if item else save
+            manager.save(int(held["count"]), args=args)
+
+
+def plain_folders(folder, item):
+    with ocp.StandardCheckpointer() as checkpointer:
+        for held in HELD:
+            checkpointer.save(folder / f"step_{held['count']:06d}", held)
+
+
+class TestForeign:
+    """Checkpoints that another program wrote with Orbax."""
+
+    @pytest.mark.parametrize(
+        ("write", "item"),
+        [(managed, ""), (managed, "state"), (plain_folders, "")],
+        ids=["a manager", "items", "folders of another name"],
+    )
+    def test_they_are_found_and_read(self, tmp_path, write, item):
+        write(tmp_path / "kept", item)
+        found = foreign_items(tmp_path / "kept")
+        assert [step for step, _ in found] == [5, 40]
+        for (_, folder), held in zip(found, HELD, strict=True):
+            assert_trees_equal(restore_foreign(folder), held)
+            assert_trees_equal(restore_foreign(folder, like=held), held)
+
+    def test_a_structure_may_be_asked_for(self, tmp_path):
+        plain_folders(tmp_path, "")
+        with pytest.raises(InputError) as error:
+            restore_foreign(tmp_path / "step_000005", like={"other": np.ones(2)})
+        assert "cannot be read (" in one_line(error)
+
+    def test_which_of_several_items_must_be_said(self, tmp_path):
+        both = {name: ocp.args.StandardSave({"a": np.ones(2, np.float32)}) for name in ("model", "average")}
+        with ocp.CheckpointManager(tmp_path) as manager:
+            manager.save(3, args=ocp.args.Composite(**both))
+        with pytest.raises(InputError) as error:
+            foreign_items(tmp_path)
+        assert "has the items average, model; allowed: one that holds arrays; name it" in one_line(error)
+        assert foreign_items(tmp_path, "average") == [(3, tmp_path / "3" / "average")]
+
+    def test_a_step_twice(self, tmp_path):
+        plain_folders(tmp_path, "")
+        shutil.copytree(tmp_path / "step_000005", tmp_path / "5")
+        with pytest.raises(InputError) as error:
+            foreign_items(tmp_path)
+        assert "holds step 5 twice" in one_line(error)

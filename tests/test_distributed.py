@@ -17,10 +17,10 @@ from sklearn.metrics import adjusted_rand_score
 from test_run import ROOT, SCHEMAS, command, environment, kill_when, run, steps_printed, without
 
 from experiments.kill_and_resume import differing
-from i2x_jax import config, distributed, models, pipeline, stage_train, training
+from i2x_jax import Run, config, distributed, models, pipeline, stage_train, training
 from i2x_jax.checkpoints import present_steps
 from i2x_jax.config import InputError
-from i2x_jax.run_directory import CHECKPOINTS, METRICS, STEPS, Run
+from i2x_jax.run_directory import CHECKPOINTS, METRICS, STEPS
 from i2x_jax.stage_train import resume_step
 from tests.helpers import DEEP, one_line
 

@@ -15,8 +15,9 @@ from test_run import ROOT
 
 from experiments import documents
 from i2x_jax.config import InputError
+from i2x_jax.opened_run import Run
 from i2x_jax.report.summary import summary
-from i2x_jax.run_directory import Run, read_header
+from i2x_jax.run_directory import read_header
 
 OLD = {
     "README.md": """Before.

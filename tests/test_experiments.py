@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from test_run import ROOT
 
-from i2x_jax import models, pipeline, sources
+from i2x_jax import Run, models, pipeline, sources
 from i2x_jax.config import from_config_dict, to_dict
-from i2x_jax.run_directory import Run
 
 PAPER = ("mnist_resnet50", "cifar10_resnet50", "mnist_inception_v3")
 CONFIGS = [

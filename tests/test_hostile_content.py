@@ -17,11 +17,13 @@ import pytest
 from PIL import Image, ImageDraw
 from test_run import contents
 
+from i2x_jax import Run
 from i2x_jax.config import InputError, from_config_dict, printable
 from i2x_jax.data import load
+from i2x_jax.opened_run import dataset_of
 from i2x_jax.report.contact_sheet import write_label
 from i2x_jax.report.summary import summary
-from i2x_jax.run_directory import CHECKPOINTS, STEPS, Run, RunDirectory, dataset_of, read_config
+from i2x_jax.run_directory import CHECKPOINTS, STEPS, RunDirectory, read_config
 from i2x_jax.stage_refine import finished_seed
 from tests.helpers import one_line
 
@@ -136,8 +138,12 @@ ARRAYS = {
     "a prototype too many": ("assignments.npy", change(with_value(8)), "at least 0 and below 8"),
     "a group below noise": ("groups.npy", change(with_value(-3)), "at least -2"),
     "a negative label": ("labels.npy", change(with_value(-1)), "at least 0"),
-    "steps that fall": ("steps.npy", change(lambda s: s[::-1].copy()), "its steps do not rise from 0"),
-    "steps that start late": ("steps.npy", change(lambda s: s[1:].copy()), "its steps do not rise from 0"),
+    "steps that fall": ("steps.npy", change(lambda s: s[::-1].copy()), "its steps do not rise"),
+    "steps that start late": (
+        "steps.npy",
+        change(lambda s: s[1:].copy()),
+        "instead of float32 [T=7",
+    ),
     "a huge array": ("intensity.npy", header((2**40, 394, 8)), "cannot be read ("),
     "a size beyond 64 bits": ("intensity.npy", header((2**62, 2**62, 2**62)), "cannot be read ("),
     "a negative size": ("intensity.npy", header((-1, 394, 8)), "cannot be read ("),

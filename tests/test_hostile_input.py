@@ -17,10 +17,10 @@ import pytest
 from test_run import contents, environment
 
 from experiments.kill_and_resume import SMALL
-from i2x_jax import data
+from i2x_jax import Run, data
 from i2x_jax.checkpoints import Checkpoints
 from i2x_jax.config import InputError, from_config_dict, to_dict
-from i2x_jax.run_directory import STAGES, STEPS, Run, read_config
+from i2x_jax.run_directory import STAGES, STEPS, read_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Drops the right to write anywhere (CAP_DAC_OVERRIDE, 1) that root has, and then becomes the command.

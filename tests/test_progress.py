@@ -12,8 +12,9 @@ import pytest
 from test_run import command, environment, run
 
 from i2x_jax import pipeline
+from i2x_jax.opened_run import Run
 from i2x_jax.report.summary import summary
-from i2x_jax.run_directory import STAGES, STEPS, Run, RunDirectory, read_config, read_header
+from i2x_jax.run_directory import STAGES, STEPS, RunDirectory, read_config, read_header
 
 # Everything that takes long, and how many there are of what in the run of the tests.
 BARS = {

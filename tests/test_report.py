@@ -492,7 +492,7 @@ class TestRun:
         import sys
 
         code = (
-            "import sys; from i2x_jax.run_directory import Run; run = Run(sys.argv[1]); run.story(3); "
+            "import sys; from i2x_jax import Run; run = Run(sys.argv[1]); run.story(3); "
             "run.explanation.pair('1', '2'); assert 'jax' not in sys.modules, 'jax'"
         )
         subprocess.run([sys.executable, "-c", code, str(run.path)], check=True)

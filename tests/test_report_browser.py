@@ -268,3 +268,21 @@ def test_nothing_jumps(opened, fragment):
         "setTimeout(() => done(sum), 300);"
     )
     assert shift < 0.05
+
+
+def test_the_page_of_a_network_of_ones_own(browser, explained):
+    """It has no refinement to show, and every view opens all the same."""
+    for view, words in {
+        "": "How a classifier of your images learned to decide",
+        "#pair=red-blue": "as given",
+        "#class=green": "green",
+        "#prototype=2": "Prototype 2",
+        "#image=3": "Image 3",
+        "#refinement": "This network was trained elsewhere",
+    }.items():
+        browser.get("about:blank")
+        browser.get_log("browser")
+        browser.get((explained.path / REPORT).as_uri() + view)
+        all_drawn(browser)
+        assert words.lower() in text_of(browser, "body").lower()
+        assert (view, browser.get_log("browser")) == (view, [])

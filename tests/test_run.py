@@ -24,7 +24,8 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
 from experiments.kill_and_resume import SMALL, differing
-from i2x_jax.run_directory import STEPS, Run
+from i2x_jax import Run
+from i2x_jax.run_directory import STEPS
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCHEMAS = ROOT / "i2x_jax" / "schemas"

@@ -6,9 +6,9 @@ import subprocess
 import pytest
 from test_run import command, contents, environment, kill_when, run, without
 
-from i2x_jax import tensorboard, training
+from i2x_jax import Run, tensorboard, training
 from i2x_jax.config import InputError
-from i2x_jax.run_directory import CHECKPOINTS, TENSORBOARD, Run
+from i2x_jax.run_directory import CHECKPOINTS, TENSORBOARD
 from tests.helpers import one_line
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")

@@ -14,10 +14,10 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from i2x_jax import config, models, pipeline, saliency, stage_train, torch_weights
+from i2x_jax import Run, config, models, pipeline, saliency, stage_train, torch_weights
 from i2x_jax.config import InputError
 from i2x_jax.models.layers import Settings
-from i2x_jax.run_directory import Run, RunDirectory
+from i2x_jax.run_directory import RunDirectory
 from tests.helpers import assert_trees_equal, one_line
 
 try:

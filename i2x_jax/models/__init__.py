@@ -45,13 +45,15 @@ class Model:
       feature_shape: (h, w, d).
       receptive_field: side in pixels of what one location of the map depends on.
       tap: the stage after which the network is cut.
+
+    A network of a user's own, which is not trained here, has no `init`, `train_logits` and `batch_statistics`.
     """
 
     features: Callable[[Variables, jax.Array], jax.Array]
     head: Callable[[Variables, jax.Array], jax.Array]
-    init: Callable[[jax.Array], Variables]
-    train_logits: Callable[[Variables, jax.Array], tuple[jax.Array, dict]]
-    batch_statistics: Callable[[Variables, jax.Array], dict]
+    init: Callable[[jax.Array], Variables] | None
+    train_logits: Callable[[Variables, jax.Array], tuple[jax.Array, dict]] | None
+    batch_statistics: Callable[[Variables, jax.Array], dict] | None
     linear_head: Callable[[Variables], tuple[jax.Array, jax.Array]] | None
     feature_shape: tuple[int, int, int]
     receptive_field: int

@@ -6,15 +6,20 @@ from typing import Any
 import numpy as np
 
 from i2x_jax import uncertainty
+from i2x_jax.config import OWN
 from i2x_jax.explanation import PairExplanation
+from i2x_jax.opened_run import Run
+from i2x_jax.refinement import outcome
 from i2x_jax.report import charts, findings
-from i2x_jax.run_directory import CONFIG, Run, read_json
+from i2x_jax.run_files import CONFIG, read_json
 
 # A page that held all pairs of a thousand classes would not open.
 MAX_PAIRS = 1000
 # Rows of a heat map that people can still read.
 MAX_HEAT_ROWS = 24
 MAX_SUPPORTED = 5
+# Groups of settings that a network trained elsewhere has no use for.
+TRAINING = ("data", "model", "train")
 
 
 def visible(text: str) -> str:
@@ -38,10 +43,21 @@ def labelled_intervals(run: Run) -> list[str]:
     return [f"{each.from_step}–{each.to_step}" for each in run.explanation.intervals]
 
 
+def refinement_table(run: Run) -> dict:
+    """As in refinement.json; of a network that was trained elsewhere, and cannot be refined, without strategies."""
+    if run.config.model.name != OWN:
+        return run.refinement
+    pair = tuple(int(label) for label in run.arrays("curated")["pair"])
+    before = outcome(run.arrays("test")["confidence"][-1], run.splits.test, pair)
+    names = [run.explanation.classes[label] for label in pair]
+    return {"pair": names, "seeds": 0, "before": before, "left_out": {}, "strategies": {}, "differences": []}
+
+
 def overview(run: Run) -> dict:
     """What was run, how well it does, how far the mapping can be trusted."""
     header = read_json(run.path / CONFIG)
-    explanation, table, config = run.explanation, run.refinement, run.config
+    explanation, table, config = run.explanation, refinement_table(run), run.config
+    own = config.model.name == OWN
     assignments = run.array("assignments")
     last = {line["split"]: line for line in run.metrics}
     intervals = labelled_intervals(run)
@@ -61,8 +77,11 @@ def overview(run: Run) -> dict:
         if entry["applicable"] and "curated" in name
     }
     return {
-        "data": config.data.name,
-        "model": f"{config.model.name}{f', tap {config.model.tap}' if config.model.tap else ''}",
+        "data": "your images" if own else config.data.name,
+        "model": "your model"
+        if own
+        else f"{config.model.name}{f', tap {config.model.tap}' if config.model.tap else ''}",
+        "own": own,
         "samples": len(run.array("labels")),
         "map_shape": list(assignments.shape[1:]),
         "last_step": int(run.steps[-1]),
@@ -77,7 +96,8 @@ def overview(run: Run) -> dict:
             {"name": name, "record": each} for name, each in zip(intervals, explanation.intervals, strict=True)
         ],
         "chart": charts.fidelity(rows, intervals),
-        "settings": _flat(header["config"]),
+        # What a training here would have used says nothing of a network from elsewhere.
+        "settings": _flat({key: value for key, value in header["config"].items() if not (own and key in TRAINING)}),
         "provenance": _flat(header["provenance"]),
     }
 
@@ -145,7 +165,7 @@ def _names(pair, shown):
 
 def refinement(run: Run) -> dict:
     """The refinement table and whether curation was worth it."""
-    table = run.refinement
+    table = refinement_table(run)
     random = [row for row in table["differences"] if row["against"].startswith("random")]
     percent = [
         {"strategy": row["strategy"], "against": row["against"]}
@@ -174,7 +194,7 @@ def refinement(run: Run) -> dict:
 
 def pairs(run: Run) -> list[dict]:
     """What separates two classes and what wavered between them, of the most confused pairs."""
-    explanation, curated, table = run.explanation, run.arrays("curated"), run.refinement
+    explanation, curated, table = run.explanation, run.arrays("curated"), refinement_table(run)
     refined = tuple(explanation.classes[label] for label in curated["pair"])
     return [
         _pair(pair, explanation.classes, table, curated if (pair.a, pair.b) == refined else None)

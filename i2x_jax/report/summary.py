@@ -7,7 +7,8 @@ import numpy as np
 
 from i2x_jax.config import printable
 from i2x_jax.explanation import Explanation, PairExplanation
-from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, REFINEMENT, REPORT, Run
+from i2x_jax.opened_run import Run
+from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, REFINEMENT, REPORT
 
 # Relative error of contributions from which they are said not to add up; rounding stays far below.
 INCOMPLETE = 1e-3

@@ -260,12 +260,12 @@
             more("Data: s over time", table("s over time", ["prototype", ...intervals], [...new Set(pair.heat.map((cell) => cell.prototype))].map((k) => [to.prototype(k), ...intervals.map((_, t) => signed(values.get(k + " " + t), 4))])))] : null,
           more("Data: fit of this pair", table("Fit of this pair", ["steps", "r²", "null, 95 %", "counts"], intervals.map((name, t) => [name, number(pair.r2[t], 3), number(pair.r2_null[t], 3), pair.counted[t] ? "yes" : "no"]))),
         ],
-      pair.refined ? [el("h4", {}, "Left out of the fine-tuning"),
+      pair.refined ? [el("h4", {}, pair.test.after.length ? "Left out of the fine-tuning" : "What the curated set leaves out"),
         left.length ? [el("p", {}, `Images that contain ${wavering.length > 1 ? "one of the prototypes" : "prototype"} `, wavering.slice(0, MOST_LISTED).flatMap((k, place) => [place ? ", " : "", to.prototype(k)]), wavering.length > MOST_LISTED ? ` or of ${wavering.length - MOST_LISTED} others` : "", "; drawn at random:"), thumbs(left, null)] : el("p", {}, "No image is left out.")] : null,
       el("h4", {}, "Confusions on the test set"),
       table("Confusions on the test set", ["model", `${A} taken for ${B}`, `${B} taken for ${A}`],
-        [["before refinement", ...pair.test.before.map(String)], ...pair.test.after.map(([name, [one, two]]) => [name, number(one), number(two)])]),
-      el("p", { class: "how" }, "After refinement: mean over seeds. Only the refined pair's images are left out, but every pair may change."));
+        [[pair.test.after.length ? "before refinement" : "as given", ...pair.test.before.map(String)], ...pair.test.after.map(([name, [one, two]]) => [name, number(one), number(two)])]),
+      pair.test.after.length ? el("p", { class: "how" }, "After refinement: mean over seeds. Only the refined pair's images are left out, but every pair may change.") : null);
   };
 
   // One image
@@ -306,7 +306,7 @@
           story.prototypes.map(([k, share, area, values], place) => [el("span", {}, el("span", { class: "swatch", style: "background:" + COLOURS[place] }), to.prototype(k)), percent(share, 0), percent(area, 0), number(values[values.length - 1])]))),
       el("div", { class: "two" },
         plot("confidence", rows, "Confidence in the label, and in the classes that came nearest, at each checkpoint."),
-        plot("intensity", intensities, "Intensity of these prototypes at each checkpoint, in logits.")),
+        intensities.length ? plot("intensity", intensities, "Intensity of these prototypes at each checkpoint, in logits.") : el("p", {}, "At the last checkpoint no place of this image speaks for the logit explained: it has no prototypes with saliency.")),
       more("Data: confidence and intensity", table("Confidence and intensity", ["what", ...steps.map((s) => "step " + s)],
         [...story.classes.map((c, series) => [names[c], ...steps.map((_, t) => number(story.confidence[t][series], 3))]),
           ...story.prototypes.map(([k, , , values]) => [to.prototype(k), ...values.map((value) => number(value))])])));

@@ -1,0 +1,276 @@
+"""Explaining a network of one's own from Python (DESIGN section 5).
+
+The steps of run.py do the work and write the same run directory; what is here turns a user's network, checkpoints and
+images into what those steps take, and refuses what they could not use before anything is written.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from i2x_jax import pipeline
+from i2x_jax.checkpoints import foreign_items, restore_foreign
+from i2x_jax.config import OWN, Config, DataConfig, InputError, ModelConfig, TrainConfig, from_config_dict
+from i2x_jax.data import EMBEDDED_TEST_SEED, Dataset, Splits, check_classes, checked, hold_out
+from i2x_jax.distributed import barrier, fetch, is_main, replicate
+from i2x_jax.models import Model
+from i2x_jax.opened_run import Run
+from i2x_jax.run_directory import STEPS, RunDirectory
+from i2x_jax.stage_adopt import Checkpoint, adopt, survey
+
+# Of a linear head against `head`: both are computed in float32, in another order.
+SAME_LOGITS = {"rtol": 1e-3, "atol": 1e-3}
+IMAGES_COMPARED = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnModel:
+    """A classifier of one's own, cut in two; pure functions that JAX can trace, of Flax NNX, Linen or plain JAX.
+
+    Both see the network as it is used, not trained: dropout off, BatchNorm with its running averages.
+
+    Attributes:
+      features: `(variables, images) -> [B, h, w, d]`; images are uint8 `[B, H, W, C]`, 0 to 255: scaling is its part.
+      head: `(variables, features) -> logits [B, M]`, each sample for itself.
+      linear_head: `variables -> (weights [d, M], bias [M])` where the head is a global average pool and a linear layer:
+        then nothing needs to be differentiated. It is held against `head`.
+      receptive_field: side in pixels of what one location of the map depends on; crops are cut by it, up to half the
+        image. 0 for the whole image.
+    """
+
+    features: Callable[[Any, jax.Array], jax.Array]
+    head: Callable[[Any, jax.Array], jax.Array]
+    linear_head: Callable[[Any], tuple[jax.Array, jax.Array]] | None = None
+    receptive_field: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class OrbaxCheckpoints:
+    """A folder of checkpoints that Orbax wrote, one folder a step; they are read one at a time.
+
+    Attributes:
+      directory: with a folder for each step, named by it, perhaps after a prefix (100, 000100, step_100).
+      item: which item of each, where there are several; '' for the only one, or the one called `variables`.
+      like: a tree of the structure, shapes and dtypes that `features` and `head` take; None for nested dicts and
+        lists, as they were stored.
+    """
+
+    directory: str | os.PathLike
+    item: str = ""
+    like: Any = None
+
+
+def explain(
+    model: OwnModel | Model,
+    checkpoints: Iterable[Any] | str | os.PathLike | OrbaxCheckpoints,
+    dataset: Dataset,
+    config: Config | Mapping[str, Any] | None = None,
+    workdir: str | os.PathLike | None = None,
+    *,
+    validation: Dataset | None = None,
+    test: Dataset | None = None,
+) -> Run:
+    """Explains how a network learned to decide, from its checkpoints.
+
+    The steps are those of run.py but the refinement: how this network is trained is not known here.
+
+    Variables are used as they are. In particular BatchNorm statistics are not computed anew, as they are for the
+    networks trained here (DESIGN 2.1): running averages of an early step describe the steps before it.
+
+    Args:
+      model: the network; one of `i2x_jax.models.create` will do as well.
+      checkpoints: at least two, by rising step: variables (whose steps are then 0, 1, ...), pairs of step and
+        variables, or a folder that Orbax wrote. Variables are any tree of arrays.
+      dataset: the images that are analysed, most often those that the network was trained on.
+      config: settings, all or some, as an `ml_collections.ConfigDict`, a nested dict or a `Config`. Used are the group
+        `explain` (without an own `pca_dims`: 32, or d where that is smaller), `seed`, `data.validation`,
+        `model.allow_1x1`, `refine.pair` and `refine.max_left_out`.
+      workdir: the run directory, new or of the same call: what is finished is not done again, and a call that was
+        stopped goes on. None for a temporary one, which is deleted when the `Run` is no longer held.
+      validation: images that the network was not trained on. They tell when classes were told apart, and which are
+        confused. None to hold out the share `data.validation` of `dataset`, stratified by class: if the network has
+        seen those, it will seem to tell classes apart sooner than it did.
+      test: images for the final figures. None to hold out the same share, the same images whatever the seed.
+
+    Returns:
+      The run, with report.html in its directory: `explanation`, `crops`, `story`, `to_frame`, `array`. Rows of its
+      arrays are those of `run.dataset`: `dataset` less what was held out.
+
+    Raises:
+      InputError: something that was given cannot be used; one line says what, and how to mend it. A directory that did
+        not exist is not left behind.
+    """
+    settings = _settings(config)
+    splits = _splits(dataset, validation, test, settings)
+    given = _checkpoints(checkpoints)
+    like, digest = survey(given)
+    own = _cut(model, like, splits.train, settings.model.allow_1x1)
+    if not _states_pca_dims(config):
+        dims = min(settings.explain.pca_dims, own.feature_shape[2])
+        settings = dataclasses.replace(settings, explain=dataclasses.replace(settings.explain, pca_dims=dims))
+    pipeline.check_explainable(settings, splits, own)
+    if own.linear_head:
+        _check_linear_head(own, given[-1].load(), splits.train)
+    makers = {step: pipeline.MAKERS[step] for step, (stage, _) in STEPS.items() if stage in ("explain", "report")}
+    with _folder(workdir) as (path, temporary):
+        directory = RunDirectory(path, is_main(), barrier)
+        with directory.locked():
+            directory.check_config(settings)
+            directory.barrier("directory checked")
+            pipeline.write_header(directory, settings, splits, {"checkpoints_sha256": digest})
+            directory.barrier("header written")
+            run = Run(path)
+            run.splits, run.model, run.abstract_variables = splits, own, like
+            pipeline.make_steps(
+                directory, run, {"train": functools.partial(adopt, given=given), **makers}, logging.info
+            )
+    if temporary:
+        weakref.finalize(run, shutil.rmtree, path, ignore_errors=True)
+    return run
+
+
+@contextlib.contextmanager
+def _folder(workdir):
+    """The run directory, and whether it is temporary; one that was made for nothing is removed."""
+    if workdir is None and jax.process_count() > 1:
+        raise InputError("no workdir given to several processes; allowed: one that all of them share; set workdir")
+    path = pathlib.Path(tempfile.mkdtemp(prefix="i2x_jax-") if workdir is None else workdir)
+    made = workdir is None or not path.exists()
+    try:
+        yield path, workdir is None
+    except BaseException as error:
+        # Work that can be gone on from is kept.
+        began = RunDirectory(path).complete("train")
+        if made and is_main() and (workdir is None or (isinstance(error, InputError) and not began)):
+            shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def _settings(config):
+    """All settings; what belongs to a network trained here is at its default, so that a run does not tell it."""
+    full = config if isinstance(config, Config) else from_config_dict({} if config is None else config)
+    return dataclasses.replace(
+        full,
+        data=DataConfig(name=OWN, validation=full.data.validation),
+        model=ModelConfig(name=OWN, allow_1x1=full.model.allow_1x1),
+        train=TrainConfig(),
+    )
+
+
+def _states_pca_dims(config):
+    return isinstance(config, Config) or (config is not None and "pca_dims" in config.get("explain", {}))
+
+
+def _splits(dataset, validation, test, settings):
+    train = checked(dataset, "dataset")
+    given = {"validation": validation, "test": test}
+    given = {name: checked(each, name, like=train) for name, each in given.items() if each is not None}
+    for name, seed in (("test", EMBEDDED_TEST_SEED), ("validation", settings.seed)):
+        if name not in given:
+            train, given[name] = hold_out(train, settings.data.validation, seed)
+    splits = Splits(train, **given)
+    check_classes(splits)
+    return splits
+
+
+def _checkpoints(checkpoints):
+    """Steps, and how to get their variables."""
+    if isinstance(checkpoints, (str, os.PathLike)):
+        checkpoints = OrbaxCheckpoints(checkpoints)
+    if isinstance(checkpoints, OrbaxCheckpoints):
+        items = foreign_items(pathlib.Path(checkpoints.directory), checkpoints.item)
+        return [Checkpoint(step, functools.partial(restore_foreign, each, checkpoints.like)) for step, each in items]
+    if isinstance(checkpoints, Mapping) or not isinstance(checkpoints, Iterable):
+        raise InputError(
+            f"checkpoints is a {type(checkpoints).__name__}; allowed: a list of variables, of pairs of step and "
+            "variables, or the path of an Orbax folder"
+        )
+    listed = list(checkpoints)
+    paired = [isinstance(e, tuple) and len(e) == 2 and isinstance(e[0], (int, np.integer)) for e in listed]
+    if any(paired) and not all(paired):
+        raise InputError("checkpoints holds variables with a step and without; allowed: one or the other; add steps")
+    pairs = listed if any(paired) else enumerate(listed)
+    return [Checkpoint(int(step), lambda tree=tree: tree) for step, tree in pairs]
+
+
+def _cut(model, like, dataset, allow_1x1):
+    """The network as the steps take it, held against variables and images by tracing it, which computes nothing."""
+    if not isinstance(model, (OwnModel, Model)):
+        raise InputError(f"model is a {type(model).__name__}; allowed: an i2x_jax.OwnModel(features, head)")
+    shape, classes = dataset.images.shape[1:], len(dataset.class_names)
+    batch = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
+    features = jax.eval_shape(model.features, like, batch)
+    if not _is_batch(features, 4):
+        raise InputError(
+            f"`features` returned {_described(features)} for 2 images; allowed: a float array [2, h, w, d]; cut the "
+            "network where it still has a map"
+        )
+    logits = jax.eval_shape(model.head, like, features)
+    if not _is_batch(logits, 2) or logits.shape[1] != classes:
+        raise InputError(
+            f"`head` returned {_described(logits)} for the features of 2 images; allowed: a float array "
+            f"[2, {classes}], a logit for each of the {classes} class names; check both"
+        )
+    if features.shape[1] * features.shape[2] == 1 and not allow_1x1:
+        raise InputError(
+            "`features` returned a map of 1x1; allowed: at least two locations; cut the network earlier, or set "
+            "model.allow_1x1"
+        )
+    if isinstance(model, Model):
+        return dataclasses.replace(model, feature_shape=features.shape[1:])
+    if not isinstance(model.receptive_field, int) or model.receptive_field < 0:
+        raise InputError(f"receptive_field is {model.receptive_field!r}; allowed: pixels, or 0 for the whole image")
+    return Model(
+        # Given a NumPy array, `images / 255` would be float64, and another function than when it is traced.
+        features=lambda variables, images: model.features(variables, jnp.asarray(images)).astype(jnp.float32),
+        head=lambda variables, features: model.head(variables, features).astype(jnp.float32),
+        init=None,
+        train_logits=None,
+        batch_statistics=None,
+        linear_head=model.linear_head,
+        feature_shape=features.shape[1:],
+        receptive_field=model.receptive_field or max(shape[:2]),
+        tap="",
+    )
+
+
+def _is_batch(value, rank):
+    return isinstance(value, jax.ShapeDtypeStruct) and (
+        jnp.issubdtype(value.dtype, jnp.floating) and len(value.shape) == rank and value.shape[0] == 2
+    )
+
+
+def _described(value):
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, jax.ShapeDtypeStruct) else type(value).__name__
+
+
+def _check_linear_head(model, variables, dataset):
+    """Raises `InputError` unless the closed form gives the logits of `head`."""
+    variables = replicate(variables)
+    features = model.features(variables, dataset.images[:IMAGES_COMPARED])
+    with jax.default_matmul_precision("highest"):
+        weights, bias = model.linear_head(variables)
+        d, classes = model.feature_shape[2], len(dataset.class_names)
+        if weights.shape != (d, classes) or bias.shape != (classes,):
+            raise InputError(
+                f"`linear_head` returned {list(weights.shape)} and {list(bias.shape)}; allowed: weights "
+                f"[{d}, {classes}] and bias [{classes}]; transpose them, or leave linear_head out"
+            )
+        closed, logits = fetch((features.mean((1, 2)) @ weights + bias, model.head(variables, features)))
+    if not np.allclose(closed, logits, **SAME_LOGITS):
+        raise InputError(
+            f"`linear_head` misses the logits of `head` by up to {abs(closed - logits).max():.3g}; allowed: the same "
+            "logits; leave linear_head out if the head is not a mean over all locations and a linear layer"
+        )
