@@ -204,6 +204,21 @@ class TestKmeans:
         np.testing.assert_array_equal(first.centroids, second.centroids)
         assert first.inertia == second.inertia
 
+    def test_progress_counts_the_rows_of_every_pass(self, monkeypatch):
+        monkeypatch.setattr(prototypes, "SAMPLE_ROWS", 500)
+        passes = []
+        found = fit(blobs(), 8, restarts=3, progress=passes.append)
+        # Three starts on the sample, then all rows: padding does not count.
+        assert set(passes) == {500, 2000}
+        assert passes == sorted(passes)
+        assert passes.count(2000) == found.iterations + 1
+        assert passes.count(500) >= 3
+        assert sum(passes) <= prototypes.most_rows(2000, restarts=3)
+        # Where nothing is small enough to stop at, it is all of them.
+        passes.clear()
+        fit(random().normal(size=(2000, 3)).astype(np.float32), 8, restarts=3, tolerance=-1.0, progress=passes.append)
+        assert sum(passes) == prototypes.most_rows(2000, restarts=3)
+
     def test_keys_of_the_old_kind(self):
         blocks, weights = padded(blobs(), 300)
         assert prototypes.kmeans(blocks, weights, 8, jax.random.PRNGKey(0)).counts.sum() == 2000

@@ -250,9 +250,13 @@ def test_width_and_scheme(opened, width, dark):
 
 
 def test_print_has_every_chart(opened):
-    browser = opened()
+    browser = opened(REFINED)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert not browser.find_element(By.TAG_NAME, "nav").is_displayed()
+    # What is left out is a finding; the pictures that one chooses from are not.
+    assert browser.find_element(By.CSS_SELECTOR, "#pair-panel .thumbs").is_displayed()
+    assert not browser.find_element(By.CSS_SELECTOR, "#image-panel .thumbs").is_displayed()
+    assert browser.execute_script("return getComputedStyle(document.querySelector('.scroll')).overflowX") == "visible"
     printed = browser.execute_cdp_cmd("Page.printToPDF", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
     assert len(printed["data"]) > 50_000
