@@ -2,10 +2,10 @@
 
     python experiments/compile_times.py --config=experiments/mnist_cnn.py
 
-Runs the config from training to the refinement of one seed, on fewer images, with two checkpoints and one pass over the
-data, in a folder that is thrown away, and prints what JAX itself reports of every program: how often it was compiled
-(once for each shape), and the seconds for tracing it, lowering it and compiling it. Sizes of batches are the config's;
-nothing is taken from a cache.
+Runs the config from training to report on fewer images, with two checkpoints, one pass over the data and one seed of
+refinement, in a folder that is thrown away. Prints what JAX itself reports of every program: how often it was compiled
+(once for each shape), and the seconds it took to trace, to lower and to compile. Batches have the config's sizes, and
+nothing comes from a cache.
 """
 
 import collections
@@ -21,9 +21,11 @@ import jax
 from absl import app, flags, logging
 
 import run as program
+from experiments.benchmark import NOT_HERE
 from i2x_jax import pipeline
 from i2x_jax.compilation import keep_programs
 from i2x_jax.config import Config, InputError, from_config_dict
+from i2x_jax.run_directory import STAGES
 
 # What JAX calls the three parts (jax/_src/dispatch.py).
 PARTS = {
@@ -31,8 +33,7 @@ PARTS = {
     "/jax/core/compile/jaxpr_to_mlir_module_duration": "lower",
     "/jax/core/compile/backend_compile_duration": "compile",
 }
-# Enough that K-means and BatchNorm work on full blocks.
-IMAGES = 4096
+IMAGES = 4096  # enough that K-means and BatchNorm work on full blocks
 
 _LEAST = flags.DEFINE_float("least", 0.1, "Programs that took fewer seconds in all are summed up in one line.")
 
@@ -41,32 +42,29 @@ class Programs:
     """What JAX reports of its programs, by their names."""
 
     def __init__(self):
-        self.seconds = collections.defaultdict(collections.Counter)
-        self.compiled = collections.Counter()
+        self.rows = collections.defaultdict(collections.Counter)
         jax.monitoring.register_event_duration_secs_listener(self.note)
 
     def note(self, event: str, seconds: float, fun_name: str = "", **_) -> None:
         """Takes one of JAX's events."""
         if event in PARTS:
-            name = fun_name.removeprefix("jit(").removesuffix(")").removeprefix("jit_")
-            self.seconds[name][PARTS[event]] += seconds
-            self.compiled[name] += PARTS[event] == "compile"
+            row = self.rows[fun_name.removeprefix("jit(").removesuffix(")")]
+            row.update({PARTS[event]: seconds, "seconds": seconds, "compiled": PARTS[event] == "compile"})
 
     def table(self, least: float) -> str:
         """One line for each program, slowest first; what is part of another program counts there."""
-        rows = {name: parts for name, parts in self.seconds.items() if self.compiled[name]}
-        slow = sorted((name for name in rows if rows[name].total() >= least), key=lambda name: -rows[name].total())
-        lines = [(name, self.compiled[name], rows[name]) for name in slow]
-        rest = [name for name in rows if name not in slow]
-        others = sum((rows[name] for name in rest), collections.Counter())
-        lines.append((f"{len(rest)} others", sum(self.compiled[name] for name in rest), others))
-        lines.append(("all", self.compiled.total(), sum(rows.values(), collections.Counter())))
-        head = f"{'program':<28}{'compiled':>9}" + "".join(f"{part:>9}" for part in PARTS.values())
-        body = (
-            f"{name:<28}{count:>9}" + "".join(f"{parts[part]:>9.2f}" for part in PARTS.values())
-            for name, count, parts in lines
+        rows = sorted(self.rows.items(), key=lambda item: -item[1]["seconds"])
+        rows = [(name, row) for name, row in rows if row["compiled"]]
+        few = [row for _, row in rows if row["seconds"] < least]
+        shown = [(name, row) for name, row in rows if row["seconds"] >= least]
+        shown.append((f"{len(few)} others", sum(few, collections.Counter())))
+        shown.append(("all", sum((row for _, row in rows), collections.Counter())))
+        head = f"{'program':<28}{'compiled':>9}{'trace':>9}{'lower':>9}{'compile':>9}"
+        lines = (
+            f"{name:<28}{row['compiled']:>9}{row['trace']:>9.2f}{row['lower']:>9.2f}{row['compile']:>9.2f}"
+            for name, row in shown
         )
-        return "\n".join((head, *body))
+        return "\n".join((head, *lines))
 
 
 def shortened(config: Config) -> Config:
@@ -82,12 +80,15 @@ def shortened(config: Config) -> Config:
 
 def main(_):
     """Runs and prints."""
+    for name in ("workdir", *NOT_HERE):
+        if flags.FLAGS[name].present:
+            raise InputError(f"--{name} has no meaning here; allowed: see --help; leave it out")
     keep_programs("off")
     programs = Programs()
     config = shortened(from_config_dict(flags.FLAGS["config"].value))
     data_dir = flags.FLAGS["data_dir"].value or os.environ.get("TFDS_DATA_DIR")
     with tempfile.TemporaryDirectory() as folder:
-        pipeline.run(config, folder, ["train", "explain", "refine"], data_dir)
+        pipeline.run(config, folder, STAGES, data_dir)
     print(f"\njax {jax.__version__}, {jax.devices()[0]}, {len(os.sched_getaffinity(0))} cores; seconds")
     print(programs.table(_LEAST.value))
 
