@@ -22,7 +22,8 @@ LIBRARIES = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LI
 # Barriers outlive fusion. Else the layers before a convolution are computed anew, element by element, inside the
 # transposes that the gradient of its kernel asks for. A program without gradients is faster without barriers.
 KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-# Programs that compile faster than this are not kept: reading them back would take as long.
+# JAX by itself keeps what took a second to compile. Most programs here take less, but there are dozens, and reading one
+# back takes a millisecond.
 LEAST_SECONDS = 0.0
 
 

@@ -98,10 +98,13 @@ def reduce_features(
     """
     moments = None
     for rows, weights, _ in rows_of():
-        if moments is None:
+        before = moments
+        if before is None:
             moments = prototypes.moments_start(rows, weights)
         else:
-            moments = prototypes.moments_add(moments, rows, weights)
+            moments = prototypes.moments_add(before, rows, weights)
+        # One batch ahead keeps the device busy; without a limit the features of ten and more would wait for their turn.
+        jax.block_until_ready(before)
     pca = prototypes.pca(moments, dims)
     points, start = np.empty((locations, dims), np.float32), 0
     for part, count in ahead((prototypes.project(pca, rows), count) for rows, _, count in rows_of()):

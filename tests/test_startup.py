@@ -3,9 +3,17 @@
 import subprocess
 import sys
 
+import pytest
 from test_run import ROOT
 
+from experiments.kill_and_resume import SMALL
+
 SLOW = ("jax", "flax", "optax", "orbax", "tensorflow_datasets", "scipy", "sklearn", "pandas", "altair", "jinja2")
+
+PROGRAMS = {
+    *("train_step", "batch_statistics", "batch_logits", "features", "moments_add", "project"),
+    *("_next_centre", "assign", "_add_members", "batch_evidence"),
+}
 
 
 def test_help_imports_nothing_that_is_slow():
@@ -15,3 +23,28 @@ def test_help_imports_nothing_that_is_slow():
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert {"i2x_jax.config", "numpy"} <= imported
     assert not imported & set(SLOW)
+
+
+@pytest.mark.slow
+def test_compile_times_are_told_of_every_program():
+    command = [sys.executable, "experiments/compile_times.py", *SMALL, "--least=0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    table = [line.split() for line in lines[lines.index(next(line for line in lines if line.startswith("program"))) :]]
+    rows = {row[0]: [float(value) for value in row[-4:]] for row in table[1:]}
+    assert PROGRAMS <= set(rows)
+    everything = rows.pop("all")
+    assert everything[0] == sum(row[0] for row in rows.values())
+    # Each row is rounded to a hundredth of a second.
+    assert everything[3] == pytest.approx(sum(row[3] for row in rows.values()), abs=0.01 * len(rows))
+    assert rows["train_step"][3] > 0
+
+
+def test_compile_times_refuse_what_has_no_meaning():
+    command = [sys.executable, "experiments/compile_times.py", "--workdir=runs/mine"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "compile_times.py: error: --workdir has no meaning here; allowed: see --help; leave it out\n"
+    )
