@@ -6,6 +6,8 @@ Prototypes (PCA and K-means) and intensities at two checkpoints, by the code tha
 whose feature maps are drawn from a seed for each image: 100,000 x 49 x 2,048 of them would fill 40 GB at a checkpoint.
 Feature vectors lie around planted centres, so that what is found can be checked. Prints time and peak memory of each
 part, and the adjusted Rand index between planted centres and prototypes.
+
+Measured on two cores of an AMD EPYC beside other work: peak 2.33 GB, 11 minutes of a core, index 1.000.
 """
 
 import functools
