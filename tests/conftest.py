@@ -1,9 +1,10 @@
 """What several test files share: two finished runs, and the compiled programs of all processes."""
 
+import jax
 import own_networks
 import pytest
 from helpers import on_terminal, planted
-from test_run import command, environment
+from test_run import cache_settings, command, environment
 
 import i2x_jax
 
@@ -15,10 +16,15 @@ def base(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def kept_programs(base):
-    """Processes that tests start leave the user's cache of compiled programs alone."""
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("XDG_CACHE_HOME", str(base / "cache"))
+def _programs_are_kept(base):
+    """This process too reads what it, or one that it started, has compiled before: most of the time goes there.
+
+    The user's cache of compiled programs is left alone.
+    """
+    for name, value in cache_settings(base).items():
+        jax.config.update(name, value)
+    with pytest.MonkeyPatch.context() as variables:
+        variables.setenv("XDG_CACHE_HOME", str(base / "cache"))
         yield
 
 

@@ -38,16 +38,13 @@ def python(*arguments):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("benchmark") / "run"
-    done = python("run.py", f"--workdir={workdir}", *SMALL, "--stage=train")
-    assert done.returncode == 0, done.stderr
-    return workdir
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("benchmark")
 
 
 @pytest.fixture(scope="module")
-def report(finished):
-    path = finished.parent / "report.json"
+def report(finished, folder):
+    path = folder / "report.json"
     arguments = [*SMALL, f"--workdir={finished}", f"--json={path}", "--repeats=2", "--train_steps=2"]
     done = python("experiments/benchmark.py", *arguments)
     assert done.returncode == 0, done.stderr
@@ -126,11 +123,11 @@ def test_what_cannot_be_used_is_told_in_one_line(finished, arguments, told):
 
 
 @pytest.fixture(scope="module")
-def baseline(finished):
+def baseline(finished, folder):
     from experiments.benchmark_ours import Implementation
 
-    problem = problem_of(finished, None, 200, finished.parent / "weights")
-    (finished.parent / "weights").mkdir()
+    problem = problem_of(finished, None, 200, folder / "weights")
+    (folder / "weights").mkdir()
     Implementation(problem).export()
     return torch_baseline.Implementation(problem)
 
@@ -147,10 +144,10 @@ def test_baseline_is_gradcam_as_captum_computes_it(baseline):
     torch.testing.assert_close(logits, cut(baseline.tensor(images)).detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_baseline_runs_without_jax(finished):
+def test_baseline_runs_without_jax(finished, folder):
     code = (
         "import sys; from experiments.benchmark_worker import Worker; "
-        f"worker = Worker('baseline', {str(finished)!r}, None, 200, {str(finished.parent)!r}, 0); "
+        f"worker = Worker('baseline', {str(finished)!r}, None, 200, {str(folder)!r}, 0); "
         "assert 'torch' in sys.modules and 'jax' not in sys.modules"
     )
     done = python("-c", code)

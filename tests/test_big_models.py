@@ -194,12 +194,10 @@ def test_bfloat16_is_used_inside_and_float32_comes_out():
         assert 1e-4 < np.linalg.norm(wide - short) / np.linalg.norm(wide) < 0.05
 
 
-# Narrow where the network is deep; InceptionV3 at the smallest side that leaves it a map at all.
+# That the others learn, with the optimizer of the paper's settings, is tested in test_experiments.py.
 TRAINED = [
     pytest.param("resnet20", {}, 32, id="resnet20"),
     pytest.param("resnet18", {"width": 16, "stem": "cifar"}, 32, id="resnet18"),
-    pytest.param("resnet50", {"width": 8, "stem": "cifar"}, 32, id="resnet50"),
-    pytest.param("inception_v3", {"width": 4, "allow_1x1": True}, 75, id="inception_v3"),
 ]
 
 

@@ -259,13 +259,17 @@ def test_two_processes_explain_what_one_has_trained(base, finished, tmp_path):
         np.testing.assert_allclose(values[1], values[0], rtol=0, atol=SAME * np.abs(values[0]).max())
 
 
+def default_command(workdir):
+    """What a user who types no more than `python run.py` gets, but for checkpoints that its prototypes do not need."""
+    settings = ("--config.train.num_checkpoints=2", "--config.explain.max_pairs=1")
+    return [sys.executable, str(ROOT / "run.py"), f"--workdir={workdir}", "--stage=explain", *settings]
+
+
 @functools.cache
 def default_digits(base):
-    """The run of a user who types no more than `python run.py`, up to its explanation."""
     folder = base / "default-output"
     folder.mkdir()
-    plain = [sys.executable, str(ROOT / "run.py"), f"--workdir={base / 'default'}", "--stage=explain"]
-    ended(started([plain], folder, environment(base)), folder)
+    ended(started([default_command(base / "default")], folder, environment(base)), folder)
     return base / "default"
 
 
@@ -275,7 +279,7 @@ def test_prototypes_of_the_default_run_from_its_checkpoints(base, tmp_path, seve
     """Trained anew, they would be others: over 500 steps the last bits grow to a seventh of the weights (BUILD.md)."""
     one = default_digits(base)
     workdir = without(tuple(STEPS)[1:5], one, tmp_path / "run")
-    plain = [sys.executable, str(ROOT / "run.py"), f"--workdir={workdir}", "--stage=explain"]
+    plain = default_command(workdir)
     if several == "eight devices":
         ended(started([plain], tmp_path, eight_devices(base)), tmp_path)
     else:
@@ -428,89 +432,87 @@ class TestResumeBetweenCheckpoints:
     # Eight steps; 0, 4 and 8 are kept, and after steps 3 and 6 there is a checkpoint to go on from.
     KEPT = (0, 4, 8)
 
-    @pytest.fixture
-    def trained(self, monkeypatch, tmp_path):
-        """Trains, perhaps not beyond a step, and returns the folder and the steps that training went on from."""
-        # One model and one optimizer for all runs here: each is compiled once.
-        monkeypatch.setattr(models, "create", CREATE)
-        monkeypatch.setattr(training, "make_optimizer", MAKE_OPTIMIZER)
-        original = training.run_steps
+    def train(self, workdir, resume_every=3, until=None):
+        """Trains, perhaps not beyond a step, and returns the steps that training went on from."""
+        starts, original = [], training.run_steps
 
-        def train(name, resume_every=3, until=None):
-            starts = []
+        def run_steps(*args):
+            start = args[8]
+            if start == until:
+                raise Interrupted
+            starts.append(start)
+            return original(*args)
 
-            def run_steps(*args):
-                start = args[8]
-                if start == until:
-                    raise Interrupted
-                starts.append(start)
-                return original(*args)
-
-            monkeypatch.setattr(stage_train.training, "run_steps", run_steps)
-            settings = config.from_config_dict(
-                {
-                    "data": {"max_train": 128, "augment": "shift"},
-                    "model": {"width": 4},
-                    "train": {
-                        "epochs": 2,
-                        "batch_size": 32,
-                        "checkpoints": "linear",
-                        "num_checkpoints": 3,
-                        "resume_every": resume_every,
-                    },
-                    "explain": {"num_prototypes": 4, "pca_dims": 4},
-                }
-            )
+        settings = config.from_config_dict(
+            {
+                "data": {"max_train": 128, "augment": "shift"},
+                "model": {"width": 4},
+                "train": {
+                    "epochs": 2,
+                    "batch_size": 32,
+                    "checkpoints": "linear",
+                    "num_checkpoints": 3,
+                    "resume_every": resume_every,
+                },
+                "explain": {"num_prototypes": 4, "pca_dims": 4},
+            }
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            # One model and one optimizer for all runs here: each is compiled once.
+            patch.setattr(models, "create", CREATE)
+            patch.setattr(training, "make_optimizer", MAKE_OPTIMIZER)
+            patch.setattr(stage_train.training, "run_steps", run_steps)
             if until is None:
-                pipeline.run(settings, str(tmp_path / name), ["train"])
+                pipeline.run(settings, str(workdir), ["train"])
             else:
                 with pytest.raises(Interrupted):
-                    pipeline.run(settings, str(tmp_path / name), ["train"])
-            return tmp_path / name, starts
+                    pipeline.run(settings, str(workdir), ["train"])
+        return starts
 
-        return train
+    @pytest.fixture(scope="class")
+    def whole(self, tmp_path_factory):
+        """A training that nothing interrupted, not to be changed."""
+        workdir = tmp_path_factory.mktemp("whole") / "run"
+        assert self.train(workdir) == [0, 3, 4, 6]
+        assert self.present(workdir) == self.KEPT
+        return workdir
 
     def present(self, workdir):
         return present_steps(workdir / CHECKPOINTS)
 
-    def test_goes_on_from_between_and_ends_as_if_nothing_had_happened(self, trained):
-        whole, starts = trained("whole")
-        assert starts == [0, 3, 4, 6]
-        assert self.present(whole) == self.KEPT
-        workdir, _ = trained("interrupted", until=6)
+    def test_goes_on_from_between_and_ends_as_if_nothing_had_happened(self, whole, tmp_path):
+        workdir = tmp_path / "run"
+        self.train(workdir, until=6)
         assert self.present(workdir) == (0, 4, 6)
-        _, starts = trained("interrupted")
-        assert starts == [6]
+        assert self.train(workdir) == [6]
         assert differing(workdir, whole) == []
 
-    def test_before_the_first_kept_one(self, trained):
-        workdir, _ = trained("interrupted", until=3)
+    def test_before_the_first_kept_one(self, whole, tmp_path):
+        workdir = tmp_path / "run"
+        self.train(workdir, until=3)
         assert self.present(workdir) == (0, 3)
-        _, starts = trained("interrupted")
-        assert starts == [3, 4, 6]
-        assert differing(workdir, trained("whole")[0]) == []
+        assert self.train(workdir) == [3, 4, 6]
+        assert differing(workdir, whole) == []
 
-    def test_a_kept_checkpoint_that_was_moved_away_is_made_again(self, trained):
-        workdir, _ = trained("interrupted", until=6)
+    def test_a_kept_checkpoint_that_was_moved_away_is_made_again(self, whole, tmp_path):
+        workdir = tmp_path / "run"
+        self.train(workdir, until=6)
         shutil.rmtree(workdir / CHECKPOINTS / "4")
-        _, starts = trained("interrupted")
-        assert starts == [0, 3, 4, 6]
-        assert differing(workdir, trained("whole")[0]) == []
+        assert self.train(workdir) == [0, 3, 4, 6]
+        assert differing(workdir, whole) == []
 
-    def test_between_the_last_checkpoint_and_the_removal_of_the_one_before(self, trained):
-        whole, _ = trained("whole")
-        workdir, _ = trained("interrupted", until=6)
+    def test_between_the_last_checkpoint_and_the_removal_of_the_one_before(self, whole, tmp_path):
+        workdir = tmp_path / "run"
+        self.train(workdir, until=6)
         shutil.copytree(whole / CHECKPOINTS / "8", workdir / CHECKPOINTS / "8")
         shutil.copy(whole / METRICS, workdir / METRICS)
-        _, starts = trained("interrupted")
-        assert starts == []
+        assert self.train(workdir) == []
         assert self.present(workdir) == self.KEPT
         assert differing(workdir, whole) == []
 
-    def test_is_the_same_training_as_without(self, trained):
-        without_any, starts = trained("without", resume_every=0)
-        assert starts == [0, 4]
-        assert differing(without_any, trained("whole")[0]) == ["config.json"]
+    def test_is_the_same_training_as_without(self, whole, tmp_path):
+        assert self.train(tmp_path / "run", resume_every=0) == [0, 4]
+        assert differing(tmp_path / "run", whole) == ["config.json"]
 
     @pytest.mark.parametrize(
         ("present", "step"),

@@ -86,15 +86,23 @@ NPZ = {
 INTEGERS = ("counts", "labels", "pair", "prototypes", "left_out")
 
 
-def environment(base: pathlib.Path) -> dict[str, str]:
-    """For the children: one cache of compiled programs under `base`, one CPU device, and no word from this process."""
-    kept = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "TFDS_DATA_DIR")}
-    return kept | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(base / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+def cache_settings(base: pathlib.Path) -> dict[str, str | int]:
+    """Settings of JAX with which every program, however small, is kept where the next process finds it.
+
+    That is under `base`, for this session; whoever runs several sets the variable, to a folder that is fresh.
+    """
+    return {
+        "jax_compilation_cache_dir": os.environ.get("JAX_COMPILATION_CACHE_DIR", str(base / "compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
     }
+
+
+def environment(base: pathlib.Path) -> dict[str, str]:
+    """For the children: the cache of compiled programs, one CPU device, and no word from this process."""
+    kept = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "TFDS_DATA_DIR")}
+    cache = {name.upper(): str(value) for name, value in cache_settings(base).items()}
+    return kept | cache | {"JAX_PLATFORMS": "cpu"}
 
 
 def command(workdir: pathlib.Path, *more: str) -> list[str]:

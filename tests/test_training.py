@@ -79,14 +79,15 @@ class TestRunSteps:
         kernels = [state.variables["params"]["conv2"]["conv"]["kernel"] for state in (one, other)]
         assert (np.asarray(kernels[0]) != np.asarray(kernels[1])).any()
 
-    def test_every_step_augments_anew(self):
+    @pytest.mark.parametrize("kind", ["shift", "shift_flip"])
+    def test_every_step_augments_anew(self, kind):
         def loss_at(step, augmentation):
             state = init_state(drawn(tiny_model(), 0), optimizer_of())._replace(step=jnp.int32(step))
             # The step in the state chooses the augmentation; rows and weights are the same.
             return float(trained(0, 0, 1, state, augmentation)[1].loss)
 
-        assert loss_at(0, "shift") == loss_at(0, "shift")
-        assert loss_at(0, "shift") != loss_at(1, "shift")
+        assert loss_at(0, kind) == loss_at(0, kind)
+        assert loss_at(0, kind) != loss_at(1, kind)
         assert loss_at(0, "none") == loss_at(1, "none")
 
     def test_two_halves_are_the_whole_exactly(self):
