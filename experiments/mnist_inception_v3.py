@@ -8,8 +8,8 @@ Images are enlarged to 107x107, the smallest that leave 5x5 locations at `mixed_
 there would be 2x2. Behind `mixed_6e` the head is not linear: contributions are gradient x activation, and the summary
 says by how much they miss the logits.
 
-Time and accuracy: not yet measured here; a GPU is needed. On a CPU, with 2 channels instead of 32 in its
-first convolution and digits enlarged to the same side, it trains (tests/test_experiments.py).
+Time and accuracy: not yet measured here; a GPU is needed. On a CPU, with 4 channels instead of 32 in its
+first convolution, it learns digits enlarged to 75x75 by heart (tests/test_experiments.py).
 
 MNIST must be prepared in --data_dir or TFDS_DATA_DIR (BUILD.md, "Data").
 """

@@ -1,18 +1,16 @@
 """The files in experiments/: their settings are valid, their maps hold places enough, and each of them trains."""
 
 import ast
-import dataclasses
-import functools
 import importlib.util
 import os
-import pathlib
+import subprocess
+import sys
 
-import jax
 import numpy as np
 import pytest
-from test_run import ROOT
+from test_run import ROOT, environment
 
-from i2x_jax import Run, models, pipeline, sources
+from i2x_jax import Run, models, sources
 from i2x_jax.config import from_config_dict, to_dict
 
 PAPER = ("mnist_resnet50", "cifar10_resnet50", "mnist_inception_v3")
@@ -68,37 +66,50 @@ def test_its_map_is_at_least_4x4(path):
     assert num_classes == 10
 
 
-# Few channels and small images, for nobody here has hours. Both ResNet-50 are one network then, compiled once.
-SMALL = {"resnet50": {"width": 8, "side": 16}, "inception_v3": {"width": 4, "side": 75}}
-CREATE = models.create
+def test_both_resnet50_are_trained_alike():
+    """What `test_it_learns_few_images_by_heart` finds of one holds for the other."""
+    one, other = (
+        to_dict(from_config_dict(settings_of(path)))
+        for path in CONFIGS
+        if path.stem in ("cifar10_resnet50", "mnist_resnet50")
+    )
+    assert one["model"] == other["model"]
+    assert one["train"] == other["train"] | {"epochs": one["train"]["epochs"]}
 
 
-@functools.cache
-def create(*args, **settings):
-    """As `models.create`, but its `init` is compiled without optimisation: else that would take longer than training."""
-    model = CREATE(*args, **settings)
-    quick = jax.jit(model.init, compiler_options={"xla_backend_optimization_level": 0})
-    return dataclasses.replace(model, init=quick)
+# Few channels and small images, for nobody here has hours.
+SMALL = {"cifar10_resnet50": {"width": 8, "side": 16}, "mnist_inception_v3": {"width": 4, "side": 75}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in PAPER], ids=lambda path: path.stem)
-def test_it_learns_few_images_by_heart(path, tmp_path, monkeypatch):
-    """Its network, tap and optimizer, in the stage that trains, on 100 digits, enlarged, which nothing shifts."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(models, "create", create)
-    settings = to_dict(from_config_dict(settings_of(path)))
-    small = SMALL[settings["model"]["name"]]
-    settings["data"] |= {"name": "digits", "image_size": small["side"], "max_train": 105, "augment": "none"}
-    settings["model"]["width"] = small["width"]
-    settings["train"] |= {"epochs": 15, "batch_size": 50, "num_checkpoints": 2, "learning_rate": 0.02}
-    settings["explain"] |= {"num_prototypes": 4, "pca_dims": 4, "batch_size": 100}
-    pipeline.run(from_config_dict(settings), "run", ["train"])
-    run = Run("run")
+@pytest.mark.parametrize("path", [path for path in CONFIGS if path.stem in SMALL], ids=lambda path: path.stem)
+def test_it_learns_few_images_by_heart(base, tmp_path, path):
+    """Its network, tap and optimizer, as run.py trains them, on 100 digits, enlarged, which nothing shifts."""
+    small = SMALL[path.stem]
+    changes = {
+        "data.name": "digits",
+        "data.image_size": small["side"],
+        "data.max_train": 105,
+        "data.augment": "none",
+        "model.width": small["width"],
+        "train.epochs": 25,
+        "train.batch_size": 50,
+        "train.learning_rate": 0.02,
+        "train.num_checkpoints": 2,
+        "explain.num_prototypes": 4,
+        "explain.batch_size": 100,
+    }
+    arguments = [f"--config={path}", *(f"--config.{key}={value}" for key, value in changes.items()), "--stage=train"]
+    # To optimise the machine code of a deep network takes longer than to train it here.
+    variables = environment(base) | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    command = [sys.executable, str(ROOT / "run.py"), f"--workdir={tmp_path / 'run'}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    run = Run(tmp_path / "run")
     (loss,) = (line["loss"] for line in run.metrics if line["split"] == "train")
-    # Knowing nothing costs 2.3.
-    assert loss < 0.5
-    assert run.steps.tolist() == [0, 30]
+    # Knowing nothing costs 2.3; what was learned, 0.05 where this was measured.
+    assert loss < 1
+    assert run.steps.tolist() == [0, 50]
     assert np.array_equal(run.array("labels"), run.dataset.labels)
     assert sorted(os.listdir(tmp_path)) == ["run"]
-    assert pathlib.Path("run", "checkpoints", "30").is_dir()
+    assert (tmp_path / "run" / "checkpoints" / "50").is_dir()

@@ -121,7 +121,8 @@ def kill_when(base: pathlib.Path, workdir: pathlib.Path, reached, *more: str) ->
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command(workdir, *more), env=environment(base), **quiet) as process:
         try:
-            until = time.monotonic() + 60
+            # Nothing here takes that long, but on a machine that is busy.
+            until = time.monotonic() + 300
             while not reached() and process.poll() is None and time.monotonic() < until:
                 time.sleep(0.002)
         finally:
