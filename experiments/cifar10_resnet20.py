@@ -4,8 +4,8 @@
     python run.py --config=experiments/cifar10_resnet20.py --config.data.max_train=20000 --workdir=runs/cifar10-20k
 
 Measured on 2 cores of an AMD EPYC that did other work too, 2026-11-22, revision a9ffe61: 80.21 % on test. Training
-29 min, explaining 15 min (all 45,000 images), refining by 11 strategies 37 min, report 2 min: 83 min in all, killed once
-on the way, and gone on by the same command; 2.8 GB of memory at most. With 20,000 images: not yet measured here.
+29 min, explaining 15 min (all 45,000 images), refining by 11 strategies 37 min, report 2 min: 83 min in all, killed
+once on the way, and gone on by the same command; 2.8 GB of memory at most. With 20,000 images: not yet measured here.
 
 CIFAR-10 must be prepared in --data_dir or TFDS_DATA_DIR (BUILD.md, "Data").
 """
