@@ -104,7 +104,8 @@ def test_it_learns_few_images_by_heart(base, tmp_path, path):
     variables = environment(base) | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     command = [sys.executable, str(ROOT / "run.py"), f"--workdir={tmp_path / 'run'}", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=tmp_path, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
+    # XLA notes there when a compilation takes long.
+    assert done.returncode == 0, done.stderr
     run = Run(tmp_path / "run")
     (loss,) = (line["loss"] for line in run.metrics if line["split"] == "train")
     # Knowing nothing costs 2.3; what was learned, 0.05 where this was measured.

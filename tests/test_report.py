@@ -14,7 +14,7 @@ from PIL import Image
 from i2x_jax import story, tables
 from i2x_jax.config import InputError
 from i2x_jax.explanation import ClassExplanation, Explanation, Interval
-from i2x_jax.report import charts, examples, findings, page, pictures
+from i2x_jax.report import charts, examples, findings, gallery, page, pictures
 from i2x_jax.report.content import rounded, visible
 from i2x_jax.run_directory import REFINEMENT, REPORT
 from i2x_jax.saliency import crop_size, saliency_maps
@@ -118,10 +118,10 @@ class TestFile:
         shutil.copytree(run.path, broken)
         (broken / REPORT).unlink()
 
-        def fail(content):
+        def fail(*content):
             raise RuntimeError("half way")
 
-        monkeypatch.setattr(page, "render", fail)
+        monkeypatch.setattr(gallery, "prototypes", fail)
         with pytest.raises(RuntimeError, match="half way"):
             run_stages(broken, "report")
         assert not (broken / REPORT).exists()
