@@ -1,7 +1,7 @@
 """Puts what was measured into README.md and experiments/benchmark.md, from finished runs and benchmarks.
 
-    python experiments/documents.py --workdir=runs/digits --workdir=runs/mnist_cnn --benchmark=mnist.json
-    python experiments/documents.py --workdir=runs/digits --check
+    python experiments/documents.py --run=runs/digits --run=runs/mnist_cnn --benchmark=mnist.json
+    python experiments/documents.py --run=runs/digits --check
 
 What is measured stands between markers, `<!-- NAME: begin -->` and `<!-- NAME: end -->`, and nowhere else:
 
@@ -59,7 +59,7 @@ PICTURE_COLOURS = 64
 SETTINGS = re.compile(r"^ +config = ConfigDict\(\)$", re.MULTILINE)
 HEADING = re.compile(r"^## (.+)$", re.MULTILINE)
 
-_WORKDIR = flags.DEFINE_multi_string("workdir", [], "A finished run; may be given several times.")
+_RUN = flags.DEFINE_multi_string("run", [], "A finished run; may be given several times.")
 _BENCHMARK = flags.DEFINE_multi_string(
     "benchmark", [], "A file of experiments/benchmark.py; may be given several times."
 )
@@ -227,9 +227,9 @@ def main(argv: list[str]) -> None:
     """Writes the documents, or raises `InputError` if they differ and are only to be checked."""
     if argv[1:]:
         raise InputError(f"unexpected argument {argv[1]!r}; allowed: flags only; see --help")
-    if not _WORKDIR.value and not _BENCHMARK.value:
-        raise InputError("nothing to put into the documents; allowed: --workdir and --benchmark; see --help")
-    runs, benchmarks = dict(map(open_run, _WORKDIR.value)), dict(map(open_benchmark, _BENCHMARK.value))
+    if not _RUN.value and not _BENCHMARK.value:
+        raise InputError("nothing to put into the documents; allowed: --run and --benchmark; see --help")
+    runs, benchmarks = dict(map(open_run, _RUN.value)), dict(map(open_benchmark, _BENCHMARK.value))
     made = documents(ROOT, runs, benchmarks)
     changed = [name for name, content in made.items() if (ROOT / name).read_bytes() != content]
     if _CHECK.value and changed:

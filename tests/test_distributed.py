@@ -432,7 +432,8 @@ class TestResumeBetweenCheckpoints:
     # Eight steps; 0, 4 and 8 are kept, and after steps 3 and 6 there is a checkpoint to go on from.
     KEPT = (0, 4, 8)
 
-    def train(self, workdir, resume_every=3, until=None):
+    @staticmethod
+    def train(workdir, resume_every=3, until=None):
         """Trains, perhaps not beyond a step, and returns the steps that training went on from."""
         starts, original = [], training.run_steps
 
@@ -470,14 +471,16 @@ class TestResumeBetweenCheckpoints:
         return starts
 
     @pytest.fixture(scope="class")
-    def whole(self, tmp_path_factory):
+    @classmethod
+    def whole(cls, tmp_path_factory):
         """A training that nothing interrupted, not to be changed."""
         workdir = tmp_path_factory.mktemp("whole") / "run"
-        assert self.train(workdir) == [0, 3, 4, 6]
-        assert self.present(workdir) == self.KEPT
+        assert cls.train(workdir) == [0, 3, 4, 6]
+        assert cls.present(workdir) == cls.KEPT
         return workdir
 
-    def present(self, workdir):
+    @staticmethod
+    def present(workdir):
         return present_steps(workdir / CHECKPOINTS)
 
     def test_goes_on_from_between_and_ends_as_if_nothing_had_happened(self, whole, tmp_path):

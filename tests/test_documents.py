@@ -197,7 +197,7 @@ def test_only_finished_runs_and_benchmarks_are_taken(finished, tmp_path):
 def test_check_says_what_differs_and_writes_nothing(finished):
     """The documents of the repository do not show the small run of the tests."""
     before = (ROOT / "README.md").read_bytes()
-    command = [sys.executable, "experiments/documents.py", f"--workdir={finished}", "--check"]
+    command = [sys.executable, "experiments/documents.py", f"--run={finished}", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert (

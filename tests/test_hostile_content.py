@@ -371,8 +371,8 @@ NAMES = {
 }
 
 
-@pytest.mark.parametrize(("name", "shown"), NAMES.values(), ids=NAMES)
-def test_class_names_are_shown_harmlessly(workdir, name, shown):
+@pytest.mark.parametrize(("name", "printed"), NAMES.values(), ids=NAMES)
+def test_class_names_are_shown_harmlessly(workdir, name, printed):
     plain = summary(Run(workdir))
     old = Run(workdir).refinement["pair"][0]
 
@@ -386,7 +386,7 @@ def test_class_names_are_shown_harmlessly(workdir, name, shown):
         path.write_text(json.dumps(renamed(json.loads(path.read_text()))))
     run = Run(workdir)
     found = summary(run)
-    assert shown in found
+    assert printed in found
     assert all(line.isprintable() for line in found.split("\n"))
     assert len(found.split("\n")) == len(plain.split("\n"))
     draw = ImageDraw.Draw(Image.new("RGB", (240, 60)))
@@ -395,7 +395,7 @@ def test_class_names_are_shown_harmlessly(workdir, name, shown):
     with pytest.raises(InputError) as error:
         run.explanation.for_class("nobody")
     assert one_line(error).isprintable()
-    assert shown in str(error.value)
+    assert printed in str(error.value)
 
 
 def test_printable_leaves_what_can_be_printed():
