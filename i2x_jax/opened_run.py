@@ -15,7 +15,7 @@ from i2x_jax.data import Dataset, Splits, load_splits
 from i2x_jax.explanation import Explanation
 from i2x_jax.explanation import from_json as explanation_from_json
 from i2x_jax.run_directory import CHECKPOINTS, EXPLANATION, REFINEMENT, read_config, read_metrics
-from i2x_jax.run_files import ARRAYS, CONFIG, METRICS, read, read_array, read_arrays, read_json
+from i2x_jax.run_files import ARRAYS, CONFIG, METRICS, file_state, read, read_array, read_arrays, read_json
 
 if TYPE_CHECKING:
     import pandas
@@ -37,10 +37,16 @@ class Run:
             raise InputError(f"{self.path} is not a run directory: no {CONFIG} in it; allowed: a --workdir of run.py")
         self.config = read_config(self.path)
         self._data_dir = data_dir
+        self._opened = {}
 
     def array(self, name: str) -> np.ndarray:
         """A .npy file by its name without ending: steps, labels, assignments, intensity, confidence, groups."""
-        return read_array(self._known(f"{name}.npy"), self._sizes(name))
+        path, sizes = self._known(f"{name}.npy"), self._sizes(name)
+        # Every value is checked, once as long as the file is the same.
+        key = file_state(path), sizes
+        if self._opened.get(name, (None,))[0] != key:
+            self._opened[name] = key, read_array(path, sizes)
+        return self._opened[name][1]
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """A .npz file: prototypes, contributions, validation, test, mapping, curated."""

@@ -22,6 +22,7 @@ CONFIG, METRICS = "config.json", "metrics.jsonl"
 SCHEMAS = pathlib.Path(__file__).parent / "schemas"
 # More digits are no number that a run could have written.
 MAX_DIGITS = 19
+CHECKED_AT_A_TIME = 2**22  # values of an array
 
 
 class Spec(NamedTuple):
@@ -143,6 +144,15 @@ def read(path: pathlib.Path, read_from: Callable[[pathlib.Path], Any]) -> Any:
         raise InputError(f"{path} cannot be read ({reason}); allowed: a file made by this program; {mend}") from None
 
 
+def file_state(path: pathlib.Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written to; None where there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def read_array(path: pathlib.Path, sizes: Mapping[str, int]) -> np.ndarray:
     """A .npy file of a run, mapped into memory and checked; `sizes` are the symbols that are known. Errors: `read`."""
 
@@ -193,8 +203,10 @@ def check_array(name: str, array: np.ndarray, spec: Spec, sizes: dict[str, int])
     if array.dtype == bool:
         return
     above = sizes.get(spec.below, math.inf)
-    # One checkpoint or interval at a time: a memory map need not fit in memory.
-    for part in array if array.ndim > 1 else [array]:
+    # In the order of the file and some at a time: a memory map need not fit in memory.
+    values = np.asarray(array).ravel(order="K")
+    for start in range(0, values.size, CHECKED_AT_A_TIME):
+        part = values[start : start + CHECKED_AT_A_TIME]
         present = part[~np.isnan(part)] if spec.nan else part
         if not np.isfinite(present).all():
             raise ValueError(f"{name} not finite everywhere")

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image, ImageDraw
 from test_run import contents
 
-from i2x_jax import Run
+from i2x_jax import Run, run_files
 from i2x_jax.config import InputError, from_config_dict, printable
 from i2x_jax.data import load
 from i2x_jax.opened_run import dataset_of
@@ -188,6 +188,22 @@ def test_arrays(workdir, name, harm, words):
     assert f"{workdir}/" in line
     assert "allowed: a file made by this program; move it away" in line
     assert contents(workdir) == before
+
+
+@pytest.mark.parametrize("place", [0, 20, -1])
+def test_an_array_is_checked_to_its_end_and_again_when_its_file_has_changed(workdir, monkeypatch, place):
+    monkeypatch.setattr(run_files, "CHECKED_AT_A_TIME", 7)
+    run = Run(workdir)
+    first = run.array("intensity")
+    assert run.array("intensity") is first
+    harmed = workdir / "other.npy"
+    np.save(harmed, with_value(np.nan, place)(np.array(first)))
+    harmed.replace(workdir / "intensity.npy")
+    with pytest.raises(InputError, match="it is not finite everywhere"):
+        run.array("intensity")
+    np.save(harmed, first)
+    harmed.replace(workdir / "intensity.npy")
+    np.testing.assert_array_equal(run.array("intensity"), first)
 
 
 def text(changed):
