@@ -302,6 +302,11 @@ def lloyd(
 @jax.jit
 def _add_members(members, points, weights, ids):
     sums, counts = members
+    if jax.default_backend() == "cpu":
+        # Row by row: a CPU does this in order, so that the result is always the same. Ids out of range add nothing.
+        ids = jnp.where(weights > 0, ids, len(sums))
+        block_sums = jnp.zeros_like(sums).at[ids].add(points, mode="drop")
+        return sums + block_sums, counts.at[ids].add(1, mode="drop")
     one_hot = (ids == jnp.arange(len(sums))[:, None]) * (weights > 0).astype(jnp.float32)
     # A product for the counts too: reading the matrix once more is cheaper than a reduction of another layout.
     block_counts = _matmul(one_hot, (weights > 0).astype(jnp.float32))

@@ -17,6 +17,8 @@ from i2x_jax.run_directory import RunDirectory
 # On a CPU a block's distances should stay in the cache; elsewhere a block should fill the device.
 POINTS_PER_BLOCK = {"cpu": 2**14}
 POINTS_PER_BLOCK_ELSEWHERE = 2**20
+# Bytes of feature vectors that are kept between the two passes over them; more are computed again for the second.
+KEPT_FEATURES = 2**29
 
 
 @jax.jit
@@ -41,8 +43,9 @@ def find_prototypes(directory: RunDirectory, work: Run) -> None:
     """PCA and K-means of the final model's feature vectors: prototypes.npz and assignments.npy (DESIGN 2.2)."""
     settings, model, dataset = work.config.explain, work.model, work.dataset
     variables = work.variables(work.steps[-1])
-    h, w, _ = model.feature_shape
-    with directory.progress_bar("features", 2 * len(dataset.labels), "image") as bar:
+    h, w, d = model.feature_shape
+    images = len(dataset.labels) * (1 if are_kept(len(dataset.labels) * h * w, d) else 2)
+    with directory.progress_bar("features", images, "image") as bar:
         pca, points = reduce_features(
             lambda: feature_rows(model, variables, dataset, settings.batch_size, bar.update),
             len(dataset.labels) * h * w,
@@ -83,21 +86,28 @@ def feature_rows(
         progress(count)
 
 
+def are_kept(locations: int, channels: int) -> bool:
+    """Whether so many feature vectors are kept after their first pass, not computed again for the second."""
+    return locations * channels * np.dtype(np.float32).itemsize <= KEPT_FEATURES
+
+
 def reduce_features(
     rows_of: Callable[[], Iterator[tuple[jax.Array, jax.Array, int]]], locations: int, dims: int
 ) -> tuple[prototypes.Pca, np.ndarray]:
-    """PCA of feature vectors that are never held all at once: one pass to fit it, one to apply it (DESIGN 2.2).
+    """PCA of feature vectors, of which no more than `KEPT_FEATURES` are held: fitted, then applied (DESIGN 2.2).
 
     Args:
-      rows_of: starts a pass, as `feature_rows`.
+      rows_of: starts a pass, as `feature_rows`; called once where the vectors are kept, and else twice.
       locations: n, how many rows count in a pass.
       dims: D.
 
     Returns:
       The PCA, and the reduced rows `[n, D]` float32.
     """
-    moments = None
-    for rows, weights, _ in rows_of():
+    moments, kept = None, []
+    for rows, weights, count in rows_of():
+        if are_kept(locations, rows.shape[1]):
+            kept.append((rows, weights, count))
         before = moments
         if before is None:
             moments = prototypes.moments_start(rows, weights)
@@ -107,7 +117,7 @@ def reduce_features(
         jax.block_until_ready(before)
     pca = prototypes.pca(moments, dims)
     points, start = np.empty((locations, dims), np.float32), 0
-    for part, count in ahead((prototypes.project(pca, rows), count) for rows, _, count in rows_of()):
+    for part, count in ahead((prototypes.project(pca, rows), count) for rows, _, count in kept or rows_of()):
         points[start : start + count] = fetch(part)[:count]
         start += count
     return pca, points

@@ -15,26 +15,30 @@ OPTIONS = {
     "dimension_numbers": ("NHWC", "HWIO", "NHWC"),
     "precision": jax.lax.Precision.HIGHEST,
 }
-# Image side (height, width), kernel, stride, padding: products of 1x1, windows of few and of many locations.
+# Image side (height, width), channels, kernel, stride, padding: products of 1x1, windows of few and of many locations,
+# few and many products of the kernel.
 SHAPES = [
-    ((6, 6), (1, 1), 1, 0),
-    ((6, 5), (1, 1), 2, 0),
-    ((6, 6), (1, 1), 1, 1),
-    ((3, 3), (3, 3), 1, 1),
-    ((4, 4), (3, 3), 2, 1),
-    ((4, 5), (1, 7), 2, (0, 3)),
-    ((5, 4), (7, 1), 1, (3, 0)),
-    ((9, 9), (3, 3), 2, 1),
-    ((8, 8), (5, 5), 1, 2),
+    ((6, 6), 4, (1, 1), 1, 0),
+    ((6, 5), 4, (1, 1), 2, 0),
+    ((6, 6), 4, (1, 1), 1, 1),
+    ((3, 3), 4, (3, 3), 1, 1),
+    ((4, 4), 4, (3, 3), 2, 1),
+    ((4, 5), 4, (1, 7), 2, (0, 3)),
+    ((5, 4), 4, (7, 1), 1, (3, 0)),
+    ((9, 9), 4, (3, 3), 2, 1),
+    ((8, 8), 4, (5, 5), 1, 2),
+    ((8, 7), 1, (3, 3), 1, 1),
+    ((9, 8), 3, (3, 3), 2, (1, 0)),
+    ((7, 9), 1, (5, 5), 2, (0, 2)),
 ]
 
 
-@pytest.mark.parametrize(("sides", "window", "stride", "pad"), SHAPES)
-def test_both_forms_agree_in_value_and_gradient(sides, window, stride, pad):
+@pytest.mark.parametrize(("sides", "channels", "window", "stride", "pad"), SHAPES)
+def test_both_forms_agree_in_value_and_gradient(sides, channels, window, stride, pad):
     pads = (pad, pad) if isinstance(pad, int) else pad
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(3, *sides, 4)).astype(np.float32)
-    kernel = rng.normal(size=(*window, 4, 5)).astype(np.float32)
+    x = rng.normal(size=(3, *sides, channels)).astype(np.float32)
+    kernel = rng.normal(size=(*window, channels, 5)).astype(np.float32)
     places = (stride, stride), tuple((side, side) for side in pads)
 
     def value_and_gradients(form, options):
@@ -51,16 +55,28 @@ def test_both_forms_agree_in_value_and_gradient(sides, window, stride, pad):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **DEEP), found, wanted)
 
 
-def test_few_locations_become_a_product():
-    def primitives(sides, window):
+def test_few_locations_and_few_products_do_without_a_convolution():
+    def primitives(sides, window, channels=4):
         program = jax.make_jaxpr(lambda x, kernel: layers.cpu_convolution(x, kernel, (1, 1), ((0, 0),) * 2, **OPTIONS))
-        return {
-            str(equation.primitive) for equation in program(jnp.ones((1, *sides, 2)), jnp.ones((*window, 2, 3))).eqns
-        }
+        found = program(jnp.ones((1, *sides, channels)), jnp.ones((*window, channels, 3)))
+        return {str(equation.primitive) for equation in found.eqns}
 
     assert "conv_general_dilated" in primitives((6, 6), (3, 3))
-    assert "conv_general_dilated" not in primitives((5, 5), (3, 3))
-    assert "conv_general_dilated" not in primitives((6, 6), (1, 1))
+    assert "dot_general" in primitives((5, 5), (3, 3))
+    assert "dot_general" in primitives((6, 6), (1, 1))
+    assert "custom_vjp_call" in primitives((6, 6), (3, 3), channels=3)
+
+
+def test_half_precision_is_summed_in_single_precision():
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=size), jnp.bfloat16) for size in ((2, 8, 8, 3), (3, 3, 3, 5)))
+    found = layers.cpu_convolution(x, kernel, (1, 1), ((0, 0),) * 2, **OPTIONS)
+    exact = jax.lax.conv_general_dilated(
+        *(each.astype(jnp.float32) for each in (x, kernel)), (1, 1), ((0, 0),) * 2, **OPTIONS
+    )
+    assert found.dtype == jnp.bfloat16
+    # Half a unit in the last place of bfloat16, and what cancels.
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize(("side", "window"), [(2, 3), (1, 3), (0, 1)])

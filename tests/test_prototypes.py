@@ -6,7 +6,7 @@ import sklearn.cluster
 import sklearn.decomposition
 from sklearn.metrics import adjusted_rand_score
 
-from i2x_jax import prototypes, uncertainty
+from i2x_jax import prototypes, stage_prototypes, uncertainty
 from i2x_jax.config import InputError
 
 
@@ -309,3 +309,35 @@ class TestIntensity:
         alone = program(maps, assignments, 5)
         np.testing.assert_allclose(alone[:4], batch[:4], atol=1e-6)
         np.testing.assert_array_equal(alone[4:], 0)
+
+
+def test_sums_by_product_and_row_by_row_are_equal(monkeypatch):
+    """On a GPU rows are added by a product, because there sums row by row come in any order."""
+    rng = np.random.default_rng(0)
+    points, weights = rng.normal(size=(40, 3)).astype(np.float32), (rng.random(40) < 0.7).astype(np.float32)
+    ids, start = rng.integers(0, 5, 40).astype(np.int32), (jnp.ones((6, 3)), jnp.ones(6, jnp.int32))
+    found = []
+    for platform in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda platform=platform: platform)
+        found.append(prototypes._add_members.__wrapped__(start, points, weights, ids))
+    kept = weights > 0
+    expected = np.stack([1 + points[kept & (ids == k)].sum(0) for k in range(6)])
+    for sums, counts in found:
+        np.testing.assert_allclose(sums, expected, rtol=1e-5)
+        np.testing.assert_array_equal(counts, 1 + np.bincount(ids[kept], minlength=6))
+
+
+@pytest.mark.parametrize(("budget", "passes"), [(0, 2), (4 * 50 * 6 - 1, 2), (4 * 50 * 6, 1)])
+def test_features_that_are_too_many_to_be_kept_are_asked_for_again(monkeypatch, budget, passes):
+    monkeypatch.setattr(stage_prototypes, "KEPT_FEATURES", budget)
+    rows, calls = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32), []
+
+    def rows_of():
+        calls.append(1)
+        for start in (0, 25):
+            yield jnp.asarray(rows[start : start + 25]), jnp.ones(25), 25
+
+    _, points = stage_prototypes.reduce_features(rows_of, 50, 2)
+    assert len(calls) == passes
+    expected = sklearn.decomposition.PCA(2).fit_transform(rows)
+    np.testing.assert_allclose(abs(points), abs(expected), rtol=1e-4, atol=1e-4)
