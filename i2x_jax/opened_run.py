@@ -98,6 +98,11 @@ class Run:
     @functools.cached_property
     def refinement(self) -> dict:
         """The refinement table, as in refinement.json."""
+        if self.config.model.name == OWN:
+            raise InputError(
+                f"{self.path} explains a model of your own, which is not refined; allowed: a --workdir of run.py; "
+                "look at .explanation instead"
+            )
         return read_json(self.path / REFINEMENT, "refinement")
 
     @functools.cached_property

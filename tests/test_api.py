@@ -202,6 +202,10 @@ def test_opened_without_network_and_images_it_tells_what_needs_neither(explained
         with pytest.raises(InputError) as error:
             ask()
         assert "call i2x_jax.explain again" in one_line(error)
+    for ask in (lambda: opened.refinement, lambda: opened.to_frame("refinement")):
+        with pytest.raises(InputError) as error:
+            ask()
+        assert "a model of your own, which is not refined" in one_line(error)
 
 
 @pytest.mark.slow
