@@ -10,8 +10,8 @@ from i2x_jax.run_directory import REPORT, RunDirectory
 from i2x_jax.saliency import crop_size
 from i2x_jax.story import maps_of
 
-# What follows the checkpoints: prototypes, classes, images, the page.
-PARTS = 4
+# What follows the checkpoints: prototypes, separating ones in their classes, classes, images, the page.
+PARTS = 5
 
 
 def write_report(directory: RunDirectory, work: Run) -> None:
@@ -20,7 +20,7 @@ def write_report(directory: RunDirectory, work: Run) -> None:
     if directory.main:
         left_out = work.arrays("curated")["left_out"]
         chosen = choose_images(work.array("confidence"), np.array(work.array("labels")), left_out, rng)
-        members = gallery.choose_members(work, rng)
+        members, separating = gallery.choose_members(work, rng), gallery.choose_in_classes(work)
     over_time = []
     with directory.progress_bar("report", len(work.steps) + PARTS, "part") as bar:
         for step in work.steps:
@@ -31,13 +31,14 @@ def write_report(directory: RunDirectory, work: Run) -> None:
             bar.update(1)
         if not directory.main:
             return
-        rows = np.unique(np.concatenate([kind for each in members for kind in each]))
+        rows = np.unique(np.concatenate([*(kind for each in members for kind in each), *separating.values()]))
         final = dict(zip(rows.tolist(), maps_of(work, variables, rows), strict=True))
         by_image = dict(zip(chosen.rows().tolist(), np.stack(over_time, axis=1), strict=True))
         sides = crop_size(work.model, work.dataset.images.shape[1:]), work.model.receptive_field
         shown = {}
         for part, make in (
             ("prototypes", lambda: gallery.prototypes(work, members, final, sides)),
+            ("inClasses", lambda: gallery.in_classes(work, separating, final, sides)),
             ("perClass", lambda: gallery.classes(work, rng)),
             ("images", lambda: gallery.images(work, chosen, by_image)),
         ):

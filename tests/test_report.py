@@ -178,8 +178,22 @@ class TestFigures:
         for shown, pair in zip(data["pairs"], run.explanation.pairs, strict=True):
             assert (NAMES[shown["a"]], NAMES[shown["b"]], shown["told_apart"]) == (pair.a, pair.b, pair.told_apart)
             assert [row[0] for row in shown["separating"]] == [each.prototype for each in pair.separating]
+            weights = {NAMES.index(pair.a): 1, NAMES.index(pair.b): 2}
+            for row in shown["separating"]:
+                assert abs(row[weights[row[3]]]) == max(abs(row[1]), abs(row[2]))
             confusion = run.refinement["before"]["confusion"]
             assert shown["test"]["before"] == [confusion[shown["a"]][shown["b"]], confusion[shown["b"]][shown["a"]]]
+
+    def test_separating_prototypes_are_shown_in_images_of_their_class(self, run, data):
+        labels, assignments, final = run.array("labels"), run.array("assignments"), run.array("intensity")[-1]
+        wanted = {f"{k} {label}" for pair in data["pairs"] for k, _, _, label in pair["separating"]}
+        assert set(data["inClasses"]) <= wanted
+        for key in wanted:
+            k, label = map(int, key.split())
+            having = np.flatnonzero((labels == label) & (assignments == k).any((1, 2)))
+            rows = data["inClasses"][key]["rows"] if len(having) else []
+            assert set(rows) <= set(having)
+            assert list(final[rows, k]) == sorted(final[having, k], reverse=True)[:4]
 
     def test_heat_map_of_the_refined_pair(self, run, data):
         shown = next(pair for pair in data["pairs"] if pair["refined"])

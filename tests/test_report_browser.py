@@ -6,6 +6,7 @@ import urllib.parse
 
 import pytest
 
+from i2x_jax.report import content
 from i2x_jax.run_directory import REPORT
 from tests.report_run import CONTROL, HYPHENS, NAMES, SCRIPT, report_run
 
@@ -206,6 +207,10 @@ def test_pair_view_shows_the_figures(opened, run):
     assert len(turned) >= len(pair.uncertain)
     rows = browser.find_elements(By.CSS_SELECTOR, "#pair-panel table")[0].find_elements(By.CSS_SELECTOR, "tbody th")
     assert [row.text for row in rows] == [str(each.prototype) for each in pair.separating]
+    pictures = browser.find_elements(By.CSS_SELECTOR, "#pair-panel td img")
+    carriers = [content.carrier(pair, each) for each in pair.separating]
+    described = [picture.get_attribute("alt") for picture in pictures]
+    assert described == [f"Where it is strongest in images of “{content.visible(name)}”" for name in carriers]
 
 
 def test_by_keyboard(opened):

@@ -7,7 +7,7 @@ import numpy as np
 
 from i2x_jax import uncertainty
 from i2x_jax.config import OWN
-from i2x_jax.explanation import PairExplanation
+from i2x_jax.explanation import PairExplanation, Separating
 from i2x_jax.opened_run import Run
 from i2x_jax.refinement import outcome
 from i2x_jax.report import charts, findings
@@ -202,6 +202,11 @@ def pairs(run: Run) -> list[dict]:
     ]
 
 
+def carrier(pair: PairExplanation, separating: Separating) -> str:
+    """The class of a pair on whose images a separating prototype weighs more."""
+    return pair.a if abs(separating.evidence_a) >= abs(separating.evidence_b) else pair.b
+
+
 def _pair(pair: PairExplanation, classes, table, curated) -> dict:
     a, b = classes.index(pair.a), classes.index(pair.b)
 
@@ -216,7 +221,8 @@ def _pair(pair: PairExplanation, classes, table, curated) -> dict:
         "soft": rounded(pair.soft_confusions),
         "confusions": list(pair.confusions),
         "separating": [
-            [each.prototype, rounded(each.evidence_a), rounded(each.evidence_b)] for each in pair.separating
+            [each.prototype, rounded(each.evidence_a), rounded(each.evidence_b), classes.index(carrier(pair, each))]
+            for each in pair.separating
         ],
         "analysed": pair.uncertain is not None,
         "uncertain": [[each.prototype, rounded(each.score), each.flips] for each in uncertain.values()],

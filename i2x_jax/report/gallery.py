@@ -8,7 +8,7 @@ from i2x_jax import story
 from i2x_jax.opened_run import Run
 from i2x_jax.report import pictures
 from i2x_jax.report.contact_sheet import peaks_of
-from i2x_jax.report.content import rounded, visible
+from i2x_jax.report.content import carrier, rounded, visible
 from i2x_jax.report.examples import Chosen, choose_groups
 from i2x_jax.saliency import crops_at
 
@@ -17,6 +17,7 @@ THUMB_COLUMNS = 16
 MAX_TILES, TILES = 8, 600  # crops of each kind of a prototype, and of all
 MAX_CELLS = len(pictures.COLOURS)
 MAX_OTHERS = 4  # classes beside the label on a confidence path
+IN_CLASS, PICTURED_PAIRS = 4, 60  # crops of a separating prototype in a class; pairs whose prototypes get some
 
 
 class Members(NamedTuple):
@@ -37,6 +38,50 @@ def choose_members(run: Run, rng: np.random.Generator) -> list[Members]:
         strongest = story.strongest_members(area, final[:, k], shown)
         chosen.append(Members(strongest, rng.permutation(np.flatnonzero(area))[:shown]))
     return chosen
+
+
+def choose_in_classes(run: Run) -> dict[tuple[int, int], np.ndarray]:
+    """For prototypes that separate two classes the strongest images of the class on which they weigh more.
+
+    Returns:
+      Rows by (prototype, class), for the most confused pairs.
+    """
+    assignments, final = np.array(run.array("assignments")), np.array(run.array("intensity")[-1])
+    labels, classes = np.array(run.array("labels")), run.explanation.classes
+    wanted = {
+        (each.prototype, classes.index(carrier(pair, each)))
+        for pair in run.explanation.pairs[:PICTURED_PAIRS]
+        for each in pair.separating
+    }
+    chosen = {}
+    for k, label in sorted(wanted):
+        rows = np.flatnonzero(labels == label)
+        area = (assignments[rows] == k).sum((1, 2))
+        chosen[k, label] = rows[story.strongest_members(area, final[rows, k], IN_CLASS)]
+    return chosen
+
+
+def in_classes(
+    run: Run, chosen: dict[tuple[int, int], np.ndarray], maps: dict[int, np.ndarray], sides: tuple[int, int]
+) -> dict[str, dict]:
+    """Pictures of `choose_in_classes` by 'prototype class'; arguments as in `prototypes`."""
+    assignments, images = run.array("assignments"), run.dataset.images
+    size = pictures.tile_size(images.shape[1:], CROP)
+    shown = {}
+    for (k, label), rows in chosen.items():
+        if len(rows):
+            tiles = _framed(images, rows, _peaks(assignments, maps, k, rows), assignments.shape[1:], size, sides)
+            picture = pictures.data_uri(pictures.row_of(tiles))
+            shown[f"{k} {label}"] = {"rows": rows.tolist(), "framed": picture, "tiles": [len(rows), *size]}
+    return shown
+
+
+def _peaks(assignments, maps, k, rows):
+    return peaks_of(assignments, lambda chosen: np.stack([maps[int(row)] for row in chosen]), k, rows)
+
+
+def _framed(images, rows, peaks, map_shape, size, sides):
+    return [pictures.framed(images[row], size, peak, map_shape, sides) for row, peak in zip(rows, peaks, strict=True)]
 
 
 def prototypes(run: Run, members: list[Members], maps: dict[int, np.ndarray], sides: tuple[int, int]) -> list[dict]:
@@ -69,12 +114,9 @@ def prototypes(run: Run, members: list[Members], maps: dict[int, np.ndarray], si
         for kind, rows in of_prototype._asdict().items():
             if not len(rows):
                 continue
-            peaks = peaks_of(assignments, lambda chosen: np.stack([maps[int(row)] for row in chosen]), k, rows)
+            peaks = _peaks(assignments, maps, k, rows)
             crops = crops_at(images[rows], peaks, assignments.shape[1:], sides[0])
-            framed = [
-                pictures.framed(images[row], size, peak, assignments.shape[1:], sides)
-                for row, peak in zip(rows, peaks, strict=True)
-            ]
+            framed = _framed(images, rows, peaks, assignments.shape[1:], size, sides)
             entry[kind] = {
                 "rows": rows.tolist(),
                 "labels": labels[rows].tolist(),

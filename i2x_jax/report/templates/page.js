@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { names, keys, steps, intervals, prototypes, perClass, pairs, images } = data;
+  const { names, keys, steps, intervals, prototypes, inClasses, perClass, pairs, images } = data;
   const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2"];
   const stories = new Map(images.stories.map((story, place) => [story.row, { ...story, place }]));
 
@@ -138,11 +138,14 @@
   // Prototypes
   const gallery = document.getElementById("gallery");
   // The first pictures of the strip, where there is no room for all.
-  const firstOf = (each, count) => {
-    if (!each.strongest) return null;
-    const [, width, height] = each.strongest.tiles;
-    const alt = "Where it is strongest, in images of " + list(each.strongest.labels.slice(0, count).map(quoted));
-    return el("img", { class: "part", src: each.strongest.framed, width: count * (width + 2) - 2, height, alt });
+  const part = (found, count, alt) => {
+    const [, width, height] = found.tiles;
+    return el("img", { class: "part", src: found.framed, width: count * (width + 2) - 2, height, alt });
+  };
+  const firstOf = (each, count) => each.strongest ? part(each.strongest, count, "Where it is strongest, in images of " + list(each.strongest.labels.slice(0, count).map(quoted))) : null;
+  const inClass = (k, c) => {
+    const found = inClasses[k + " " + c];
+    return found ? part(found, found.rows.length, "Where it is strongest in images of " + quoted(c)) : firstOf(prototypes[k], 4);
   };
   const supported = (each) => each.supports.filter(([, value]) => value >= 0.05 * each.supports[0][1]).map(([c, value]) => `${quoted(c)} by ${number(value)}`);
   gallery.append(...prototypes.map((each) =>
@@ -247,9 +250,9 @@
       el("p", { class: "lead" }, pair.told_apart === null ? `${A} and ${B} are never told apart for good.` : `${A} and ${B} are told apart from step ${pair.told_apart} on.`),
       el("p", {}, `At the end, on validation images: ${pair.confusions[0]} of ${A} taken for ${B}, ${pair.confusions[1]} of ${B} taken for ${A}; images of ${A} get ${percent(pair.soft[0])} confidence in ${B} on average, images of ${B} ${percent(pair.soft[1])} in ${A}.`),
       el("h4", {}, "Separating prototypes"),
-      el("p", { class: "how" }, `Evidence for the right one of the two, in logits, by the contributions at the last checkpoint. A negative figure speaks for the wrong one.`),
+      el("p", { class: "how" }, `Evidence for the right one of the two, in logits, by the contributions at the last checkpoint. A negative figure speaks for the wrong one. The pictures are of the class on which the prototype weighs more.`),
       table("Separating prototypes", ["prototype", "on images of " + A, "on images of " + B, "where it is strongest"],
-        pair.separating.map(([k, onA, onB]) => [to.prototype(k), signed(onA), signed(onB), firstOf(prototypes[k], 4) || ""])),
+        pair.separating.map(([k, onA, onB, c]) => [to.prototype(k), signed(onA), signed(onB), inClass(k, c) || ""])),
       el("h4", {}, "What wavered"),
       !pair.analysed
         ? el("p", {}, "This pair was not analysed for uncertain prototypes: explain.max_pairs bounds how many are.")
