@@ -33,9 +33,9 @@ NETWORKS = {
 MODELS = flags.DEFINE_list("models", list(NETWORKS), "networks to measure")
 KEEP_MEMORY = flags.DEFINE_bool("keep_memory", True, "keep freed memory, as run.py does")
 REPEATS = flags.DEFINE_integer("repeats", 9, "how often each program runs", lower_bound=1)
-# Convolution, and options from whether there are gradients.
+# Convolution, and options of the compiler.
 FORMS = {
-    "plain": (jax.lax.conv_general_dilated, lambda gradients: None),
+    "plain": (jax.lax.conv_general_dilated, lambda: None),
     "ours": (layers.cpu_convolution, compilation.compiler_options),
 }
 
@@ -56,9 +56,9 @@ def programs(name, convolution, options_of):
         training.train_step.__wrapped__,
         static_argnames=("model", "optimizer", "augmentation"),
         donate_argnames=("state", "totals"),
-        compiler_options=options_of(True),
+        compiler_options=options_of(),
     )
-    forward = jax.jit(lambda v, x: model.head(v, model.features(v, x)), compiler_options=options_of(False))
+    forward = jax.jit(lambda v, x: model.head(v, model.features(v, x)), compiler_options=options_of())
     carried = [training.init_state(variables, optimizer), training.zero_totals()]
 
     def train():

@@ -16,18 +16,19 @@ from jax._src.compilation_cache import decompress_executable
 
 from i2x_jax.config import InputError
 
-# Both measured by experiments/convolutions.py. YNNPACK keeps products and reductions, but its convolutions use one
-# thread where channels are few: Eigen's use all.
-LIBRARIES = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"}
-# Barriers outlive fusion. Else the layers before a convolution are computed anew, element by element, inside the
-# transposes that the gradient of its kernel asks for. A program without gradients is faster without barriers.
-KEEP_BARRIERS = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+# Measured by experiments/convolutions.py. YNNPACK keeps products and reductions, but its convolutions use one thread
+# where channels are few: Eigen's use all. Barriers outlive fusion: else what stands before a convolution is computed
+# anew, element by element, wherever it is read, above all inside the transposes for the gradient of its kernel.
+OPTIONS = {
+    "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE",
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+}
 # JAX by itself keeps what took a second to compile. Most programs here take less, but there are dozens, and reading one
 # back takes a millisecond.
 LEAST_SECONDS = 0.0
 
 
-def jit(function: Callable[..., Any], gradients: bool = False, **options: Any) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`jax.jit(function, **options)` with the compiler options of the platform, which is asked for at the first call.
 
     (Asking earlier would start JAX before several processes could be joined.) Such a function cannot be called from
@@ -35,13 +36,12 @@ def jit(function: Callable[..., Any], gradients: bool = False, **options: Any) -
 
     Args:
       function: to be jitted.
-      gradients: whether it differentiates convolutions.
       options: of `jax.jit`.
     """
 
     @functools.cache
     def jitted():
-        return jax.jit(function, compiler_options=compiler_options(gradients), **options)
+        return jax.jit(function, compiler_options=compiler_options(), **options)
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -51,16 +51,15 @@ def jit(function: Callable[..., Any], gradients: bool = False, **options: Any) -
 
 
 @functools.cache
-def compiler_options(gradients: bool) -> dict[str, str] | None:
+def compiler_options() -> dict[str, str] | None:
     """What to tell the compiler: nothing, except on a CPU, if it knows these options."""
     if jax.default_backend() != "cpu":
         return None
-    wanted = {**LIBRARIES, **KEEP_BARRIERS} if gradients else LIBRARIES
     try:
-        jax.jit(jax.lax.optimization_barrier, compiler_options=wanted)(jnp.zeros(1)).block_until_ready()
+        jax.jit(jax.lax.optimization_barrier, compiler_options=OPTIONS)(jnp.zeros(1)).block_until_ready()
     except jax.errors.JaxRuntimeError:
         return None
-    return wanted
+    return OPTIONS
 
 
 def keep_programs(where: str) -> None:

@@ -116,7 +116,6 @@ def zero_totals() -> Totals:
 
 @functools.partial(
     jit,
-    gradients=True,
     static_argnames=("model", "optimizer", "augmentation"),
     donate_argnames=("state", "totals"),
 )

@@ -19,7 +19,7 @@ from i2x_jax.run_directory import STAGES, STEPS, RunDirectory, read_config, read
 # Everything that takes long, and how many there are of what in the run of the tests.
 BARS = {
     "training": "3.33k image",
-    "features": "788 image",
+    "features": "394 image",
     "clustering, at most": "1.27M location",
     "evidence, checkpoint 8 of 8": "3.15k image",
     "grouping": "7 interval",
