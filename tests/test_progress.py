@@ -25,7 +25,7 @@ BARS = {
     "grouping": "7 interval",
     "mapping": "7 interval",
     "refining, seed 2 of 2": "9.15k image",
-    "report": "12 part",
+    "report": "13 part",
 }
 # A count, the time taken and the time left, and a rate: "  8%|█ | 256/3152 [00:11<02:07, 22.64 image/s]".
 BAR = re.compile(
