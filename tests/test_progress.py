@@ -132,15 +132,12 @@ def test_what_steps_took_is_recorded(finished):
 
 def test_stopped_by_the_user_it_says_so_in_a_line(base, tmp_path):
     workdir = tmp_path / "run"
-    # A shell that starts the tests in the background has them, and what they start, ignore the signal.
-    started = subprocess.Popen(
-        command(workdir),
-        env=environment(base),
-        stdout=-1,
-        stderr=-1,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
+    # Tests started in the background ignore the signal, and what they start would too; a handler is not inherited.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started = subprocess.Popen(command(workdir), env=environment(base), stdout=-1, stderr=-1, text=True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     with started as process:
         assert process.stdout.readline().startswith("The report will be")
         process.send_signal(signal.SIGINT)

@@ -1,8 +1,9 @@
 """What the networks are made of, and the network that can be cut in two at a named stage."""
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -62,30 +63,37 @@ def cpu_convolution(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tu
             for column in range(columns)
         ]
 
-    def plain(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-
-    @jax.custom_vjp
-    def shifted(x, kernel):
-        entries = kernel.astype(jnp.float32).reshape(-1, inputs, outputs)
-        parts = zip(windows(x.astype(jnp.float32)), entries, strict=True)
-        total = sum(window[..., i : i + 1] * entry[i] for window, entry in parts for i in range(inputs))
-        return total.astype(x.dtype)
-
-    # Its own gradient would be as many sums over all images.
-    shifted.defvjp(
-        lambda x, kernel: (shifted(x, kernel), (x, kernel)), lambda saved, slope: jax.vjp(plain, *saved)[1](slope)
-    )
-
     if min(locations) > 0 and ((rows, columns) == (1, 1) or math.prod(locations) < FEW_LOCATIONS):
         flat = jnp.concatenate(windows(x), -1).reshape(-1, rows * columns * inputs)
         product = jnp.matmul(flat, kernel.reshape(-1, outputs), precision=options["precision"])
         y = product.reshape(len(x), *locations, outputs)
     elif min(locations) > 0 and rows * columns * inputs <= FEW_PRODUCTS:
-        y = shifted(x, kernel)
+        plain = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
+        y = shifted_sum(windows, plain)(x, kernel)
     else:
-        y = plain(x, kernel)
+        y = jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
     return jax.lax.optimization_barrier(y)
+
+
+def shifted_sum(windows: Callable, plain: Callable) -> Callable:
+    """A convolution of (x, kernel) as a sum of shifted images, each times an entry of the kernel; summed in float32.
+
+    Args:
+      windows: from images to the shifted ones, in the order of the kernel's entries.
+      plain: the same convolution, whose gradient is taken: that of the sum would be as many sums over all images.
+    """
+
+    @jax.custom_vjp
+    def convolve(x, kernel):
+        entries = kernel.astype(jnp.float32).reshape(-1, *kernel.shape[2:])
+        parts = zip(windows(x.astype(jnp.float32)), entries, strict=True)
+        total = sum(window[..., i : i + 1] * row for window, entry in parts for i, row in enumerate(entry))
+        return total.astype(x.dtype)
+
+    convolve.defvjp(
+        lambda x, kernel: (convolve(x, kernel), (x, kernel)), lambda saved, slope: jax.vjp(plain, *saved)[1](slope)
+    )
+    return convolve
 
 
 class ConvBlock(nnx.Module):
