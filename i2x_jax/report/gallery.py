@@ -1,5 +1,6 @@
 """The pictures of the report and the figures that stand beside them: prototypes, classes, images."""
 
+import concurrent.futures
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -188,6 +189,13 @@ def images(run: Run, chosen: Chosen, maps: dict[int, np.ndarray]) -> dict:
     assignments = run.array("assignments")
     frame, large, thumb = (pictures.tile_size(pixels.shape[1:], side) for side in (FRAME, LARGE, THUMB))
     thumbs = pictures.grid_of([pictures.tile(pixels[row], thumb) for row in rows], THUMB_COLUMNS)
+    stories = [_story(run, int(row), maps[int(row)], pixels[row], assignments[row], frame, large) for row in rows]
+    # Most of the time goes into encoding, which lets other threads run.
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for name in ("frames", "cells"):
+            addresses = pool.map(pictures.data_uri, [each[name] for each in stories])
+            for told, address in zip(stories, addresses, strict=True):
+                told[name] = address
     return {
         "kinds": {kind: members.tolist() for kind, members in chosen._asdict().items()},
         "rows": rows.tolist(),
@@ -196,7 +204,7 @@ def images(run: Run, chosen: Chosen, maps: dict[int, np.ndarray]) -> dict:
         "thumb": list(thumb),
         "columns": THUMB_COLUMNS,
         "thumbs": pictures.data_uri(thumbs),
-        "stories": [_story(run, int(row), maps[int(row)], pixels[row], assignments[row], frame, large) for row in rows],
+        "stories": stories,
     }
 
 
@@ -222,6 +230,6 @@ def _story(run, row, maps, pixels, assignments, frame, large):
         "left_out": told.left_out,
         "reason": visible(told.reason),
         "largest": rounded(float(maps.max()), 3),
-        "frames": pictures.data_uri(pictures.row_of([plain, *overlays], gap=0)),
-        "cells": pictures.data_uri(cells),
+        "frames": pictures.row_of([plain, *overlays], gap=0),
+        "cells": cells,
     }
