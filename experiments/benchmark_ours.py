@@ -85,17 +85,18 @@ class Implementation:
             labels,
             np.ones(len(labels), bool),
             assignments[rows].reshape(-1, *self.model.feature_shape[:2]),
+            with_contributions=False,
         )
         return {"maps": fetch(found.maps)}
 
-    def saliency_intensity(self, assignments: np.ndarray) -> dict:
-        """Intensity `[N, K]` and confidence `[N, M]` at the checkpoint that is loaded; and contributions besides."""
+    def saliency_intensity(self, assignments: np.ndarray, with_contributions: bool = False) -> dict:
+        """Intensity `[N, K]` and confidence `[N, M]` at the checkpoint that is loaded."""
         intensity = np.empty((len(self.dataset.labels), self.settings.num_prototypes), np.float32)
         confidence = np.empty((len(self.dataset.labels), self.problem.num_classes), np.float32)
-        self._measure(assignments, intensity, confidence)
+        self._measure(assignments, intensity, confidence, with_contributions)
         return {"intensity": intensity, "confidence": confidence}
 
-    def _measure(self, assignments, intensity, confidence):
+    def _measure(self, assignments, intensity, confidence, with_contributions=False):
         evidence.measure_checkpoint(
             self.model,
             self.variables,
@@ -107,6 +108,7 @@ class Implementation:
             self.settings.batch_size,
             intensity,
             confidence,
+            with_contributions=with_contributions,
         )
 
     def pca(self, features: np.ndarray) -> dict:

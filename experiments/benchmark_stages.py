@@ -121,7 +121,7 @@ def measure(
       repeats: warm calls of each stage and side.
       train_steps: training steps timed together.
     """
-    bench = Bench(sides, folder, repeats, rows=len(STAGES) + 5)
+    bench = Bench(sides, folder, repeats, rows=len(STAGES) + 6)
     images = sides["ours"].call("describe")["result"]["images"]
     rows, memory = {}, {"at_start": {name: side.peak for name, side in sides.items()}}
     # First, so that nothing else counts among its peak of memory.
@@ -143,6 +143,13 @@ def measure(
 
     rows["forward"] = bench.stage("forward", images)
     rows["saliency_intensity"] = bench.stage("saliency_intensity", images, inputs=alike(**given))
+    rows["contributions"] = bench.stage(
+        "contributions",
+        images,
+        equal_work=False,
+        calls={"ours": "saliency_intensity", "baseline": None},
+        inputs={"ours": {**given, "with_contributions": True}},
+    )
     logits = bench.both("forward", load=-1)
     differences["forward"] = {"logits": differ.relative(logits[0]["logits"], logits[1]["logits"])}
     maps, measured = bench.both("maps", load=-1, **given), bench.both("saliency_intensity", load=-1, **given)

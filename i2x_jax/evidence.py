@@ -27,19 +27,21 @@ class BatchEvidence(NamedTuple):
       intensity: `[B, K]`, in logits.
       confidence: `[B, M]`, softmax.
       maps: saliency `[B, h, w]`.
+      finite: whether intensity and confidence hold neither NaN nor infinity.
       contribution_sum: `[M, K, M]`: class of the sample, prototype, class of the logit; over the unmasked samples.
       contribution_square: the same of the squares.
       completeness_error: the largest |sum of contributions + bias - logit| relative to the largest |logit|.
-      finite: whether intensity and confidence hold neither NaN nor infinity.
+
+    Without contributions the three that tell of them are None.
     """
 
     intensity: jax.Array
     confidence: jax.Array
     maps: jax.Array
-    contribution_sum: jax.Array
-    contribution_square: jax.Array
-    completeness_error: jax.Array
     finite: jax.Array
+    contribution_sum: jax.Array | None = None
+    contribution_square: jax.Array | None = None
+    completeness_error: jax.Array | None = None
 
 
 class Contributions(NamedTuple):
@@ -58,7 +60,7 @@ class Contributions(NamedTuple):
     completeness_error: float
 
 
-@functools.partial(jit, static_argnames=("model", "num_prototypes", "cam", "target"))
+@functools.partial(jit, static_argnames=("model", "num_prototypes", "cam", "target", "with_contributions"))
 def batch_evidence(
     model: Model,
     num_prototypes: int,
@@ -69,6 +71,7 @@ def batch_evidence(
     labels: jax.Array,
     mask: jax.Array,
     assignments: jax.Array,
+    with_contributions: bool = True,
 ) -> BatchEvidence:
     """Everything that is measured on a batch, from one forward pass of the backbone.
 
@@ -82,6 +85,7 @@ def batch_evidence(
       labels: int32 `[B]`.
       mask: bool `[B]`, False for rows that do not count.
       assignments: int `[B, h, w]`, the prototype of every location.
+      with_contributions: behind a head that is not linear they take M backward passes, all else takes one.
     """
     features = model.features(variables, images)
     with jax.default_matmul_precision("highest"):
@@ -89,20 +93,20 @@ def batch_evidence(
     classes = labels if target == "label" else logits.argmax(-1)
     maps = saliency_maps(model, variables, features, classes, cam=cam)
     with jax.default_matmul_precision("highest"):
+        intensity, confidence = prototypes.intensity(maps, assignments, num_prototypes), jax.nn.softmax(logits)
+        finite = jnp.isfinite(intensity).all() & jnp.isfinite(confidence).all()
+        measured = BatchEvidence(intensity, confidence, maps, finite)
+        if not with_contributions:
+            return measured
         members = jax.nn.one_hot(assignments, num_prototypes)
         evidence = jnp.einsum("bhwk,bhwm->bkm", members, contributions(model, variables, features))
         of_class = jax.nn.one_hot(labels, logits.shape[-1]) * mask[:, None]
         error = jnp.abs(evidence.sum(1) + bias(model, variables) - logits).max(-1)
         error = error / jnp.maximum(jnp.abs(logits).max(-1), 1e-6)
-        intensity, confidence = prototypes.intensity(maps, assignments, num_prototypes), jax.nn.softmax(logits)
-        return BatchEvidence(
-            intensity=intensity,
-            confidence=confidence,
-            maps=maps,
+        return measured._replace(
             contribution_sum=jnp.einsum("bs,bkm->skm", of_class, evidence),
             contribution_square=jnp.einsum("bs,bkm->skm", of_class, evidence**2),
             completeness_error=jnp.where(mask, error, 0.0).max(),
-            finite=jnp.isfinite(intensity).all() & jnp.isfinite(confidence).all(),
         )
 
 
@@ -118,7 +122,8 @@ def measure_checkpoint(
     intensity: np.ndarray,
     confidence: np.ndarray,
     progress: Callable[[int], Any] = lambda count: None,
-) -> Contributions:
+    with_contributions: bool = True,
+) -> Contributions | None:
     """Measures one checkpoint over all samples.
 
     Args:
@@ -133,6 +138,10 @@ def measure_checkpoint(
       intensity: float32 `[N, K]`, written to; may be a memory map.
       confidence: float32 `[N, M]`, written to; may be a memory map. Of both, each process writes its own rows.
       progress: told after every batch how many samples it held.
+      with_contributions: whether they are measured too, see `batch_evidence`.
+
+    Returns:
+      The contributions; None without them.
 
     Raises:
       InputError: intensities or confidences that are not finite.
@@ -149,21 +158,23 @@ def measure_checkpoint(
             places = np.zeros((len(batch.labels), *assignments.shape[1:]), assignments.dtype)
             places[: rows.stop - rows.start] = assignments[rows]
             arrays = shard((batch.images, batch.labels, batch.mask, places))
-            yield rows, batch_evidence(model, num_prototypes, cam, target, variables, *arrays)
+            yield rows, batch_evidence(model, num_prototypes, cam, target, variables, *arrays, with_contributions)
 
     for rows, found in ahead(measured()):
         write_rows(intensity[rows], found.intensity)
         write_rows(confidence[rows], found.confidence)
-        sums = fetch((found.contribution_sum, found.contribution_square, found.completeness_error, found.finite))
-        if not sums[3]:
+        if not fetch(found.finite):
             raise InputError(
                 f"saliency or confidence of samples {rows.start} to {rows.stop - 1} is not finite; allowed: finite "
                 "numbers; look at the weights and the images of this run"
             )
-        total += sums[0]
-        square += sums[1]
-        worst = max(worst, float(sums[2]))
+        if with_contributions:
+            total += fetch(found.contribution_sum)
+            square += fetch(found.contribution_square)
+            worst = max(worst, float(fetch(found.completeness_error)))
         progress(rows.stop - rows.start)
+    if not with_contributions:
+        return None
     counts = np.maximum(np.bincount(dataset.labels, minlength=num_classes), 1)[:, None, None]
     mean = total / counts
     std = np.sqrt(np.maximum(square / counts - mean**2, 0))

@@ -1,7 +1,7 @@
 """Saliency maps, crops around their peaks, and exact contributions (DESIGN 2.3, 2.4).
 
 Each map is one function of one sample, `cam(head, features, class_index)`, with `head: [h, w, d] -> logits [M]`;
-a batch is its `jax.vmap`. Only the head is differentiated.
+a batch gives what its `jax.vmap` would. Only the head is differentiated.
 """
 
 from collections.abc import Callable
@@ -113,10 +113,14 @@ def saliency_maps(
             gradients = weights[classes] - (0.0 if against is None else weights[against])
             maps = jax.vmap(lambda f, g: RULES[cam](f, jnp.broadcast_to(g, f.shape)))(features, gradients)
             return maps if against is not None else jax.nn.relu(maps)
-        head = _single(model, variables)
-        if against is None:
-            return jax.vmap(lambda f, c: _explain(RULES[cam], head, f, c, None))(features, classes)
-        return jax.vmap(lambda f, a, b: _explain(RULES[cam], head, f, a, b))(features, classes, against)
+        # Samples do not depend on each other: the gradient of a sum over the batch is that of each sample's logit.
+        logits, gradient = jax.vjp(lambda f: model.head(variables, f), features)
+        weights = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+        if against is not None:
+            weights -= jax.nn.one_hot(against, logits.shape[-1], dtype=logits.dtype)
+        (gradients,) = gradient(weights)
+        maps = jax.vmap(RULES[cam])(features, gradients)
+        return maps if against is not None else jax.nn.relu(maps)
 
 
 def contributions(model: Model, variables: Variables, features: jax.Array) -> jax.Array:
@@ -136,8 +140,13 @@ def contributions(model: Model, variables: Variables, features: jax.Array) -> ja
     with jax.default_matmul_precision("highest"):
         if model.linear_head:
             return features @ model.linear_head(variables)[0] / (features.shape[1] * features.shape[2])
-        gradients = jax.vmap(jax.jacrev(_single(model, variables)))(features)
-        return jnp.einsum("bhwd,bmhwd->bhwm", features, gradients)
+        # One class at a time: the gradients of all would be M feature maps a sample.
+        logits, gradient = jax.vjp(lambda f: model.head(variables, f), features)
+
+        def of_class(weights):
+            return (features * gradient(jnp.broadcast_to(weights, logits.shape))[0]).sum(-1)
+
+        return jnp.moveaxis(jax.lax.map(of_class, jnp.eye(logits.shape[-1], dtype=logits.dtype)), 0, -1)
 
 
 def bias(model: Model, variables: Variables) -> jax.Array:
@@ -185,10 +194,6 @@ def crop_corners(
 def crop_size(model: Model, image_shape: tuple[int, ...]) -> int:
     """Side in pixels of the crops: the receptive field of the tap, capped at half the image."""
     return max(1, min(model.receptive_field, min(image_shape[:2]) // 2))
-
-
-def _single(model: Model, variables: Variables) -> Head:
-    return lambda features: model.head(variables, features[None])[0]
 
 
 def _explain(rule, head, features, class_index, against):

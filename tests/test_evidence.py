@@ -154,6 +154,15 @@ def test_the_maps_are_those_behind_the_intensity():
     np.testing.assert_allclose(found.intensity, expected, **ROUNDING)
 
 
+@pytest.mark.parametrize("tap", ["", "conv2"])
+def test_without_contributions_the_rest_is_the_same(tap):
+    expected = measured(tiny_model(tap), batch_size=8)
+    found = measured(tiny_model(tap), batch_size=8, with_contributions=False)
+    assert found[0] is None
+    for one, two in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(one, two, **ROUNDING)
+
+
 def test_is_traced_once_over_checkpoints_and_batches():
     model, traces = counted(tiny_model(), "features")
     heard = []
