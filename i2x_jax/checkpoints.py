@@ -114,15 +114,15 @@ def restore_foreign(folder: pathlib.Path, like: Any = None) -> Any:
     Raises:
       InputError: damaged, or of another structure.
     """
-    with _without_reader_noise(), _only_errors():
-        try:
-            with ocp.StandardCheckpointer() as checkpointer:
-                if like is None:
-                    like = checkpointer.metadata(folder.absolute()).item_metadata.tree
-                return checkpointer.restore(folder.absolute(), abstract(like))
-        # Orbax and TensorStore raise bare Exception, ValueError and JSONDecodeError for damaged files.
-        except Exception as error:
-            reason = _first_line(error)
+
+    def read():
+        with _only_errors(), ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.metadata(folder.absolute()).item_metadata.tree if like is None else like
+            return checkpointer.restore(folder.absolute(), abstract(tree))
+
+    found, reason = _attempt(read)
+    if not reason:
+        return found
     raise InputError(
         f"checkpoint {folder} cannot be read ({reason}); allowed: arrays that Orbax wrote, of the structure of `like` "
         "if that is given; check the folder"
@@ -239,13 +239,9 @@ class Checkpoints:
             have = ", ".join(map(str, present_steps(self.directory))) or "none"
             raise InputError(f"checkpoint {folder} does not exist; there are: {have}; run --stage=train first")
         args = {name: ocp.args.StandardRestore(abstract(tree)) for name, tree in items.items()}
-        with _without_reader_noise():
-            try:
-                return self._manager.restore(step, args=ocp.args.Composite(**args))
-            # Orbax and TensorStore raise bare Exception, ValueError and JSONDecodeError for damaged files.
-            except Exception as error:
-                reason = _first_line(error)
-        # Not from within `except`: an InputError that remembers the error would keep the failed readers alive.
+        found, reason = _attempt(lambda: self._manager.restore(step, args=ocp.args.Composite(**args)))
+        if not reason:
+            return found
         raise InputError(
             f"checkpoint {folder} cannot be read ({reason}); allowed: a complete checkpoint of this model; move that "
             "folder away and run the same command: training resumes from the one before"
@@ -267,18 +263,25 @@ def _only_errors():
         absl.logging.set_verbosity(verbosity)
 
 
-@contextlib.contextmanager
-def _without_reader_noise():
-    """Keeps the pages that TensorStore's parallel readers print about one damaged file off the terminal."""
+def _attempt(read):
+    """What `read()` returns and ''; or None and why it failed.
+
+    The pages that TensorStore's parallel readers print about one damaged file are kept off the terminal.
+    """
     logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
     sys.unraisablehook = lambda _: None
     try:
-        yield
-    finally:
-        # The readers that failed alongside speak up when they are collected.
+        try:
+            return read(), ""
+        # Orbax and TensorStore raise bare Exception, ValueError and JSONDecodeError for damaged files.
+        except Exception as error:
+            reason = _first_line(error)
+        # The readers that failed alongside speak up when they are collected: now that nothing remembers the error.
         gc.collect()
+        return None, reason
+    finally:
         sys.unraisablehook = hook if isinstance(hook, _LateReaders) else _LateReaders(hook)
         logger.setLevel(level)
 
