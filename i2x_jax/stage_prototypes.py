@@ -175,5 +175,6 @@ def blocks(points: np.ndarray) -> list[tuple[jax.Array, jax.Array]]:
         part = points[start : start + size]
         fill = size - len(part)
         weights = np.concatenate([np.ones(len(part), np.float32), np.zeros(fill, np.float32)])
-        parts.append(shard((np.pad(part, ((0, fill), (0, 0))), weights)))
+        # Padding copies: only where there is something to fill.
+        parts.append(shard((np.pad(part, ((0, fill), (0, 0))) if fill else part, weights)))
     return parts
