@@ -174,3 +174,11 @@ def test_baseline_finds_planted_coefficients():
     ids = rng.integers(-1, 40, 400)
     expected, _ = mapping.ridge_groups(dP, dY, ids)
     np.testing.assert_allclose(sklearn_baseline.ridge_groups(dP, dY, ids), expected, rtol=1e-6)
+
+
+def test_every_convolution_of_a_network_is_timed():
+    done = python("experiments/layer_times.py", "--model=cnn", "--repeats=1")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert [row[1] for row in rows[:-1]] == ["3x3x1x32", "3x3x32x64", "3x3x64x64", "3x3x64x64"]
+    assert all(float(figure) > 0 for figure in rows[-1][1:])
