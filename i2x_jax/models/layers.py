@@ -90,6 +90,7 @@ def shifted_sum(windows: Callable, plain: Callable) -> Callable:
         total = sum(window[..., i : i + 1] * row for window, entry in parts for i, row in enumerate(entry))
         return total.astype(x.dtype)
 
+    # Barriers as in `cpu_convolution`, but in training only: elsewhere the sum is one pass with what follows it.
     def forward(x, kernel):
         return jax.lax.optimization_barrier(convolve(x, kernel)), (x, kernel)
 
