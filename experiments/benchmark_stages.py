@@ -279,14 +279,14 @@ def growth(sides: dict[str, Any], config: Config, folder: pathlib.Path) -> dict:
         for channels in CHANNELS:
             rng = np.random.default_rng(channels)
             scales = np.geomspace(1, 0.01, channels, dtype=np.float32)
-            np.save(folder / "drawn.npy", rng.standard_normal((CHANNEL_ROWS, channels), np.float32) * scales)
+            # A name of its own: workers keep what they read under the name they read it by.
+            drawn = folder / f"drawn-{channels}.npy"
+            np.save(drawn, rng.standard_normal((CHANNEL_ROWS, channels), np.float32) * scales)
             row = {"channels": channels, "rows": CHANNEL_ROWS}
             for name, side in sides.items():
-                inputs = {"features": str(folder / "drawn.npy")}
                 # Two calls: the first compiles.
-                row[name] = [side.call("pca", **inputs)["seconds"] for _ in range(2)][-1]
-                side.call("describe")
-            (folder / "drawn.npy").unlink()
+                row[name] = [side.call("pca", features=str(drawn))["seconds"] for _ in range(2)][-1]
+            drawn.unlink()
             found["pca"].append(row)
             bar.update(1)
     return found

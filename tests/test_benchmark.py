@@ -71,14 +71,27 @@ def test_every_stage_is_measured_on_both_sides(report):
 
 
 def test_growth_is_measured_at_every_size(finished, tmp_path, monkeypatch):
-    sizes = {"IMAGES": (100, 500), "PROTOTYPES": (8, 12), "CHECKPOINTS": (2, 10), "CHANNELS": (8,), "CHANNEL_ROWS": 300}
+    sizes = {
+        "IMAGES": (100, 500),
+        "PROTOTYPES": (8, 12),
+        "CHECKPOINTS": (2, 10),
+        "CHANNELS": (8, 16),
+        "CHANNEL_ROWS": 300,
+    }
     for name, value in sizes.items():
         monkeypatch.setattr(benchmark_stages, name, value)
     arguments = [str(finished), "", "100", str(tmp_path / "weights"), "0"]
-    sides = {}
+    sides, drawn = {}, []
+
+    class Noting(Side):
+        def call(self, name, **inputs):
+            if name == "pca":
+                drawn.append((inputs["features"], np.load(inputs["features"], mmap_mode="r").shape))
+            return super().call(name, **inputs)
+
     try:
         for name in ("ours", "baseline"):
-            sides[name] = Side(name, arguments, tmp_path / f"{name}.log")
+            sides[name] = Noting(name, arguments, tmp_path / f"{name}.log")
             sides["ours"].call("export")
         found = benchmark_stages.growth(sides, read_config(finished), tmp_path)
     finally:
@@ -87,7 +100,9 @@ def test_growth_is_measured_at_every_size(finished, tmp_path, monkeypatch):
     measured = [(row["images"], row["prototypes"], row["checkpoints"]) for row in found["explain"]]
     assert measured == [(100, 8, 10), (500, 8, 10), (100, 12, 10), (100, 8, 2)]
     assert all(row[name]["explain"] > 0 for row in found["explain"] for name in sides)
-    assert [row["channels"] for row in found["pca"]] == [8]
+    assert [row["channels"] for row in found["pca"]] == [8, 16]
+    # A worker would not read a name that it knows again.
+    assert len({path for path, _ in drawn}) == len({shape for _, shape in drawn}) == 2
     table = benchmark_tables.growth(found)
     assert len([line for line in table.splitlines() if line.strip().startswith(("100 ", "500 "))]) == 4
 
