@@ -165,8 +165,8 @@ def run(
         if not quiet:
             print(f"Nothing to do: {', '.join(stages)} already done.\n")
     else:
-        # Half a million objects that stay to the end: looking for garbage among them, while they are made, at every
-        # later search and at exit, took a third of the time of a start.
+        # 400,000 objects that stay to the end: looking for garbage among them, while they are made, later and at exit,
+        # took a third of the time of a start.
         gc.disable()
         from i2x_jax import compilation, distributed, pipeline
 

@@ -44,12 +44,14 @@ def convolutions_of(name: str) -> collections.Counter:
         return lowered(x, kernel, strides, padding, **options)
 
     layers.convolution = noted
-    model = models.create(name, num_classes=10, image_shape=shape, stem=stem, tap=tap)
-    variables = jax.eval_shape(model.init, jax.random.key(0))
-    found.clear()  # of the trace that drew the weights
-    jax.eval_shape(
-        lambda v, x: model.head(v, model.features(v, x)), variables, jax.ShapeDtypeStruct((batch, *shape), np.uint8)
-    )
+    try:
+        model = models.create(name, num_classes=10, image_shape=shape, stem=stem, tap=tap)
+        variables = jax.eval_shape(model.init, jax.random.key(0))
+        found.clear()  # of the trace that drew the weights
+        images = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
+        jax.eval_shape(lambda v, x: model.head(v, model.features(v, x)), variables, images)
+    finally:
+        layers.convolution = lowered
     return found
 
 

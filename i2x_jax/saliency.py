@@ -111,14 +111,14 @@ def saliency_maps(
         if model.linear_head:
             weights = model.linear_head(variables)[0].T / (features.shape[1] * features.shape[2])
             gradients = weights[classes] - (0.0 if against is None else weights[against])
-            maps = jax.vmap(lambda f, g: RULES[cam](f, jnp.broadcast_to(g, f.shape)))(features, gradients)
-            return maps if against is not None else jax.nn.relu(maps)
-        # Samples do not depend on each other: the gradient of a sum over the batch is that of each sample's logit.
-        logits, gradient = jax.vjp(lambda f: model.head(variables, f), features)
-        weights = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
-        if against is not None:
-            weights -= jax.nn.one_hot(against, logits.shape[-1], dtype=logits.dtype)
-        (gradients,) = gradient(weights)
+            gradients = jnp.broadcast_to(gradients[:, None, None], features.shape)
+        else:
+            # Samples do not depend on each other: the gradient of a sum over the batch is that of each sample's logit.
+            logits, gradient = jax.vjp(lambda f: model.head(variables, f), features)
+            chosen = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
+            if against is not None:
+                chosen -= jax.nn.one_hot(against, logits.shape[-1], dtype=logits.dtype)
+            (gradients,) = gradient(chosen)
         maps = jax.vmap(RULES[cam])(features, gradients)
         return maps if against is not None else jax.nn.relu(maps)
 
