@@ -20,6 +20,9 @@ import numpy as np
 from experiments.benchmark_problem import problem_of
 from i2x_jax.host_memory import keep_freed_memory
 
+# Of addresses, in bytes: what XLA asks for on a CPU.
+ALIGNMENT = 64
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -99,7 +102,7 @@ class Worker:
         self.arrays = {path: self.arrays.get(path) for path in paths}
         for path in paths:
             if self.arrays[path] is None:
-                self.arrays[path] = np.load(path)
+                self.arrays[path] = aligned(np.load(path, mmap_mode="r"))
         return {name: self.arrays.get(value, value) if value in paths else value for name, value in inputs.items()}
 
     def done(self, seconds: float, result: dict, save: str | None) -> dict:
@@ -112,6 +115,15 @@ class Worker:
                 told[name] = f"{save}-{name}.npy"
                 np.save(told[name], value)
         return {"seconds": seconds, "result": told, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy that begins where JAX on a CPU takes an array as it is, as NumPy and PyTorch do anywhere."""
+    memory = np.empty(array.nbytes + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    copy = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def main() -> None:

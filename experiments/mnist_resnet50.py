@@ -60,7 +60,7 @@ def get_config():
     config.explain.min_samples = 5
     config.explain.ridge_lambda = 0.0
     config.explain.max_pairs = 5
-    config.explain.batch_size = 512
+    config.explain.batch_size = 128
 
     config.refine = ConfigDict()
     config.refine.pair = ()

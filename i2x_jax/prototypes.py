@@ -21,8 +21,10 @@ SAMPLE_ROWS = 2**16
 # Of each start and over all rows, unless fewer converge.
 MAX_ITERATIONS = 100
 
-# Up to this many centroids the nearest is found by unrolled code, whose compilation time grows with their number.
-UNROLLED = 256
+# So many centroids at a time are compared with the points, by unrolled code: more would not stay in a CPU's cache.
+CENTROIDS_AT_ONCE = 128
+# Columns of the covariance's upper triangle that are one product: its lower triangle is never computed.
+COLUMNS_AT_ONCE = 256
 
 _matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
@@ -79,9 +81,12 @@ def moments_add(moments: Moments, features: jax.Array, weights: jax.Array) -> Mo
 
 
 def _deviations(reference, features, weights):
-    deviations = features - reference
-    weighted = deviations * weights[:, None]
-    return weights.sum(), weighted.sum(0), _matmul(weighted.T, deviations)
+    deviations = (features - reference) * weights[:, None]
+    columns = range(0, deviations.shape[1], COLUMNS_AT_ONCE)
+    products = [_matmul(deviations[:, start : start + COLUMNS_AT_ONCE].T, deviations[:, start:]) for start in columns]
+    rows = [jnp.pad(product, ((0, 0), (start, 0))) for start, product in zip(columns, products, strict=True)]
+    upper = jnp.triu(jnp.concatenate(rows))
+    return weights.sum(), deviations.sum(0), upper + jnp.triu(upper, 1).T
 
 
 def pca(moments: Moments, dims: int) -> Pca:
@@ -129,16 +134,24 @@ def assign(points: jax.Array, centroids: jax.Array) -> jax.Array:
         offset would cost digits.
       centroids: [K,D].
     """
-    # |x - c|^2 is smallest where x.c - |c|^2 / 2 is largest. The maximum is written out over the K rows: one pass over
+    # |x - c|^2 is smallest where x.c - |c|^2 / 2 is largest. The maximum is written out over the rows: one pass over
     # [K,n] that the compiler vectorises along n, where argmax is a scalar loop on CPU.
-    closeness = _matmul(centroids, points.T) - (centroids**2).sum(1)[:, None] / 2
-    if centroids.shape[0] > UNROLLED:
-        return closeness.argmax(0).astype(jnp.int32)
-    best, ids = closeness[0], jnp.zeros(points.shape[0], jnp.int32)
-    for k in range(1, centroids.shape[0]):
-        closer = closeness[k] > best
-        best, ids = jnp.where(closer, closeness[k], best), jnp.where(closer, k, ids)
-    return ids
+    count = centroids.shape[0]
+    at_once = min(count, CENTROIDS_AT_ONCE)
+
+    def compare(group, found):
+        # The last group may begin within the one before: what is compared again is not closer.
+        start = jnp.minimum(group * at_once, count - at_once)
+        some = jax.lax.dynamic_slice_in_dim(centroids, start, at_once)
+        closeness = _matmul(some, points.T) - (some**2).sum(1)[:, None] / 2
+        best, ids = found
+        for k in range(at_once):
+            closer = closeness[k] > best
+            best, ids = jnp.where(closer, closeness[k], best), jnp.where(closer, start + k, ids)
+        return best, ids
+
+    nothing = jnp.full(len(points), -jnp.inf), jnp.zeros(len(points), jnp.int32)
+    return jax.lax.fori_loop(0, -(-count // at_once), compare, nothing)[1]
 
 
 def kmeans(
@@ -279,10 +292,11 @@ def lloyd(
     centroids = np.asarray(centroids)
     shift = np.inf
     for iteration in range(max_iterations + 1):
-        members = jnp.zeros(centroids.shape), jnp.zeros(len(centroids), jnp.int32)
+        members, ids = (jnp.zeros(centroids.shape), jnp.zeros(len(centroids), jnp.int32)), []
         for points, weight in zip(blocks, weights, strict=True):
-            # Two programs on purpose: in one, the compiler repeats the search for every entry of the one-hot matrix.
-            members = _add_members(members, points, weight, assign(points, centroids))
+            # A program of its own: within another, the compiler repeats the search wherever an id is read.
+            ids.append(assign(points, centroids))
+            members = _add_members(members, points, weight, ids[-1])
         sums, counts = fetch(members)
         progress(int(counts.sum()))
         if shift <= threshold or iteration == max_iterations:
@@ -290,12 +304,12 @@ def lloyd(
         moved = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids).astype(np.float32)
         for k in np.flatnonzero(counts == 0):
             # One after the other, each a pass over all rows: taken at once, the farthest rows tend to be neighbours.
-            _, distance, row = _residuals_of_all(blocks, weights, moved)
+            _, distance, row = _residuals_of_all(blocks, weights, [assign(points, moved) for points in blocks], moved)
             if distance > 0:
                 moved[k] = row
         shift = np.square(moved - centroids, dtype=np.float64).sum()
         centroids = moved
-    inertia, _, _ = _residuals_of_all(blocks, weights, centroids)
+    inertia, _, _ = _residuals_of_all(blocks, weights, ids, centroids)
     return KMeans(centroids, counts.astype(np.int64), inertia, iteration)
 
 
@@ -313,18 +327,18 @@ def _add_members(members, points, weights, ids):
     return sums + _matmul(one_hot, points), counts + block_counts.astype(jnp.int32)
 
 
-def _residuals_of_all(blocks, weights, centroids):
-    """Inertia, the largest squared distance of a row to its centroid, and that row [D]."""
-    found = fetch([_residuals(*block, centroids) for block in zip(blocks, weights, strict=True)])
+def _residuals_of_all(blocks, weights, ids, centroids):
+    """Inertia, the largest squared distance of a row to its centroid (whose id is given), and that row [D]."""
+    found = fetch([_residuals(*block, centroids) for block in zip(blocks, weights, ids, strict=True)])
     _, distance, row = max(found, key=lambda block: block[1])
     return float(sum(np.float64(part) for part, _, _ in found)), distance, row
 
 
 @jax.jit
-def _residuals(points, weights, centroids):
+def _residuals(points, weights, ids, centroids):
     """`_residuals_of_all` of one block."""
     # Differences, not the product of `assign`: this is read once a run, and cancellation would hide small distances.
-    distances = ((points - centroids[assign(points, centroids)]) ** 2).sum(1) * (weights > 0)
+    distances = ((points - centroids[ids]) ** 2).sum(1) * (weights > 0)
     # A row that differs from its centroid by rounding alone is no place for another cluster.
     apart = jnp.where(distances > 1e-12 * (points**2).sum(1), distances, 0)
     farthest = apart.argmax()

@@ -65,6 +65,14 @@ class TestPca:
         expected = theirs.transform(rows) * signs
         np.testing.assert_allclose(prototypes.project(ours, rows), expected, atol=2e-3)
 
+    @pytest.mark.parametrize("channels", [256, 257, 600])
+    def test_covariance_of_many_channels(self, channels):
+        rows = (random().normal(size=(900, channels)) @ random(1).normal(size=(channels, channels))).astype(np.float32)
+        _, first, second = (np.float64(total) for total in moments_of(rows, 300).sums)
+        covariance = second / len(rows) - np.outer(first, first) / len(rows) ** 2
+        expected = np.cov(rows.astype(np.float64), rowvar=False, bias=True)
+        np.testing.assert_allclose(covariance, expected, atol=1e-5 * np.abs(expected).max())
+
     def test_signs_are_fixed(self):
         components = prototypes.pca(moments_of(correlated(), 500), 12).components
         assert (components[np.arange(12), np.abs(components).argmax(1)] > 0).all()
@@ -279,6 +287,13 @@ class TestAssign:
         ids = prototypes.assign(points.astype("f4"), centroids.astype("f4"))
         np.testing.assert_array_equal(ids, expected)
         assert ids.dtype == jnp.int32
+
+    @pytest.mark.parametrize("clusters", [127, 128, 129, 300])
+    def test_more_centroids_than_are_compared_at_once(self, clusters):
+        points, centroids = random().normal(size=(1000, 5)), random(1).normal(size=(clusters, 5))
+        expected = ((points[:, None] - centroids) ** 2).sum(-1).argmin(1)
+        assert set(expected) >= {0, clusters - 1}
+        np.testing.assert_array_equal(prototypes.assign(points.astype("f4"), centroids.astype("f4")), expected)
 
     @pytest.mark.parametrize("repeats", [1, 200])
     def test_ties_go_to_the_lower_id(self, repeats):
