@@ -41,6 +41,7 @@ import run as program
 from experiments import benchmark_stages, benchmark_tables
 from experiments.benchmark_worker import Side
 from i2x_jax.config import InputError, from_config_dict
+from i2x_jax.pipeline import git_revision
 from i2x_jax.run_directory import RunDirectory
 
 SIDES = ("ours", "baseline")
@@ -98,6 +99,7 @@ def machine() -> dict:
         "cores": len(os.sched_getaffinity(0)),
         "load_before": os.getloadavg()[0],
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}},
+        "revision": git_revision(),
         "command": " ".join(sys.argv),
     }
 
@@ -132,7 +134,7 @@ def main(argv: list[str]) -> None:
         config = from_config_dict(flags.FLAGS["config"].value)
         if _GROWTH.value:
             report["growth"] = benchmark_stages.growth(sides, config, folder)
-            print(benchmark_tables.growth(report["growth"]))
+            print(benchmark_tables.growth(report))
         else:
             report |= benchmark_stages.measure(sides, config, folder, data_dir, _REPEATS.value, _TRAIN_STEPS.value)
             print(benchmark_tables.stages(report))

@@ -5,11 +5,9 @@ import statistics
 
 def stages(report: dict) -> str:
     """The table of stages, memory and differences."""
-    sides, machine = report["sides"], report["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    sides = report["sides"]
     lines = [
-        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores (load {machine['load_before']:.1f})",
-        versions,
+        *_machine(report["machine"]),
         f"{sides['ours']['images']} images of {'x'.join(map(str, sides['ours']['image_shape']))}; batches: ours "
         f"{sides['ours']['batch_size']}, baseline {sides['baseline']['batch_size']} (tuned)",
         "",
@@ -43,9 +41,14 @@ def stages(report: dict) -> str:
     return "\n".join(lines)
 
 
-def growth(found: dict) -> str:
+def growth(report: dict) -> str:
     """The table of growth."""
-    lines = [f"{'images':>8} {'prototypes':>11} {'checkpoints':>12} {'ours s':>9} {'baseline s':>11} {'ratio':>7}"]
+    found = report["growth"]
+    lines = [
+        *_machine(report["machine"]),
+        "",
+        f"{'images':>8} {'prototypes':>11} {'checkpoints':>12} {'ours s':>9} {'baseline s':>11} {'ratio':>7}",
+    ]
     for row in found["explain"]:
         ours, theirs = row["ours"]["explain"], row["baseline"]["explain"]
         lines.append(
@@ -64,6 +67,15 @@ def growth(found: dict) -> str:
         ratio = row["baseline"] / row["ours"]
         lines.append(f"{row['channels']:>8} {row['ours']:>9.2f} {row['baseline']:>11.2f} {ratio:>7.2f}")
     return "\n".join(lines)
+
+
+def _machine(machine):
+    """Two lines: when, where and with what."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    return [
+        f"{machine['date']}, {machine['processor']}, {machine['cores']} cores (load {machine['load_before']:.1f})",
+        f"revision {(machine['revision'] or 'unknown')[:7]}, {versions}",
+    ]
 
 
 def _times(row, side, width):

@@ -179,7 +179,8 @@ def speed_row(name: str, report: dict) -> str:
         f"{report['sides']['ours']['images']:,}",
         *(f"{ratio:.2f}" for ratio in ratios),
         f"{memory['ours'] / 1e9:.2f} GB, {memory['baseline'] / 1e9:.2f} GB",
-        f"{machine['date'][:10]}, {machine['processor']}, {machine['cores']} cores",
+        f"{machine['date'][:10]}, {(machine['revision'] or 'unknown')[:7]}, {machine['processor']}, "
+        f"{machine['cores']} cores",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -187,8 +188,7 @@ def speed_row(name: str, report: dict) -> str:
 def benchmark_section(report: dict) -> str:
     """What experiments/benchmark.py printed, and its command."""
     table = benchmark_tables.stages if "stages" in report else benchmark_tables.growth
-    text = table(report if "stages" in report else report["growth"])
-    return f"`python {report['machine']['command']}`\n\n```\n{text}\n```"
+    return f"`python {report['machine']['command']}`\n\n```\n{table(report)}\n```"
 
 
 def documents(root: pathlib.Path, runs: Mapping[str, Run], benchmarks: Mapping[str, dict]) -> dict[str, bytes]:

@@ -70,7 +70,7 @@ def test_every_stage_is_measured_on_both_sides(report):
     assert report["sides"]["ours"]["threads"] == report["sides"]["baseline"]["threads"] == len(os.sched_getaffinity(0))
 
 
-def test_growth_is_measured_at_every_size(finished, tmp_path, monkeypatch):
+def test_growth_is_measured_at_every_size(finished, report, tmp_path, monkeypatch):
     sizes = {
         "IMAGES": (100, 500),
         "PROTOTYPES": (8, 12),
@@ -103,7 +103,7 @@ def test_growth_is_measured_at_every_size(finished, tmp_path, monkeypatch):
     assert [row["channels"] for row in found["pca"]] == [8, 16]
     # A worker would not read a name that it knows again.
     assert len({path for path, _ in drawn}) == len({shape for _, shape in drawn}) == 2
-    table = benchmark_tables.growth(found)
+    table = benchmark_tables.growth({"machine": report["machine"], "growth": found})
     assert len([line for line in table.splitlines() if line.strip().startswith(("100 ", "500 "))]) == 4
 
 

@@ -66,6 +66,7 @@ def benchmark():
             "cores": 2,
             "load_before": 0.1,
             "versions": {"jax": "0.0"},
+            "revision": "0123456789abcdef",
             "command": "experiments/benchmark.py --workdir=runs/digits --json=digits.json",
         },
         "sides": {side: {"images": 1200, "image_shape": [8, 8, 1], "batch_size": 64} for side in ("ours", "baseline")},
@@ -138,11 +139,12 @@ def test_speed_stands_in_both_documents(folder, benchmark):
     # The old row of that name is replaced, the other one stays.
     assert [row.split("|")[1].strip() for row in rows] == ["benchmark", "---", "cifar", "digits"]
     assert rows[3].split("|")[2:6] == [" 1,200 ", " 3.00 ", " 1.50 ", " 3.00 "]
-    assert "1.50 GB, 2.50 GB | 2030-02-01, Abacus, 2 cores |" in rows[3]
+    assert "1.50 GB, 2.50 GB | 2030-02-01, 0123456, Abacus, 2 cores |" in rows[3]
     text = made["experiments/benchmark.md"].decode()
     assert "not yet measured" not in text
     assert "## digits\n\n`python experiments/benchmark.py --workdir=runs/digits --json=digits.json`\n\n```\n" in text
     assert "2030-02-01T10:00:00+00:00, Abacus, 2 cores (load 0.1)" in text
+    assert "revision 0123456, jax 0.0" in text
     assert "[1.000, 3.000]" in text
 
 
