@@ -38,14 +38,20 @@ class Bench:
     """Calls on both sides in turns, and what came of them."""
 
     def __init__(self, sides: dict[str, Any], folder: pathlib.Path, repeats: int, rows: int):
-        self.sides, self.folder, self.repeats = sides, folder, repeats
+        self.sides, self.folder, self.repeats, self.results = sides, folder, repeats, {}
         self.bar = tqdm(total=rows, desc="benchmark", unit=" stage", disable=None, leave=False)
 
     def call(self, side: str, name: str, **options) -> dict:
         """An untimed call: its result, with arrays read."""
-        save = str(self.folder / f"{side}-{name}")
-        result = self.sides[side].call(name, save=save, **options)["result"]
+        return self.read(self.sides[side].call(name, save=str(self.folder / f"{side}-{name}"), **options)["result"])
+
+    def read(self, result: dict) -> dict:
+        """What a side returned, with arrays read."""
         return {key: np.load(value) if is_array(value) else value for key, value in result.items()}
+
+    def found(self, name: str) -> list[dict]:
+        """What each side's last call of a row returned, with arrays read."""
+        return [self.read(result) for result in self.results[name].values()]
 
     def both(self, name: str, **options) -> tuple[dict, dict]:
         """`call` on either side."""
@@ -76,13 +82,16 @@ class Bench:
         """
         calls = calls or dict.fromkeys(self.sides, name)
         repeats = self.repeats if repeats is None else repeats
-        row = {"equal_work": equal_work, "ratio": None}
+        row, self.results[name] = {"equal_work": equal_work, "ratio": None}, {}
         for turn in range(repeats + 1):
             for side, method in calls.items():
                 if method is None:
                     continue
                 options = {"load": load, "cool": cool and turn == 0, **(inputs or {}).get(side, {})}
-                seconds = self.sides[side].call(method, **options)["seconds"]
+                # Arrays are written after the time is taken.
+                save = str(self.folder / f"{side}-{name}") if turn == repeats else None
+                answer = self.sides[side].call(method, save=save, **options)
+                seconds, self.results[name][side] = answer["seconds"], answer["result"]
                 if turn == 0:
                     row[f"{side}_cold_seconds"] = seconds
                 else:
@@ -127,7 +136,7 @@ def measure(
     # First, so that nothing else counts among its peak of memory.
     rows["explain"] = bench.stage("explain", images)
     memory["explain"] = {name: side.peak for name, side in sides.items()}
-    ours, theirs = bench.both("explain")
+    ours, theirs = bench.found("explain")
     labels = bench.call("ours", "labels")["labels"]
     differences = {"end_to_end": differ.end_to_end(ours, theirs, labels)}
     rows["explain"]["parts"] = {"ours": ours["parts"], "baseline": theirs["parts"]}
@@ -150,9 +159,9 @@ def measure(
         calls={"ours": "saliency_intensity", "baseline": None},
         inputs={"ours": {**given, "with_contributions": True}},
     )
-    logits = bench.both("forward", load=-1)
+    logits = bench.found("forward")
     differences["forward"] = {"logits": differ.relative(logits[0]["logits"], logits[1]["logits"])}
-    maps, measured = bench.both("maps", load=-1, **given), bench.both("saliency_intensity", load=-1, **given)
+    maps, measured = bench.both("maps", load=-1, **given), bench.found("saliency_intensity")
     differences["saliency_intensity"] = {
         "maps": differ.relative(maps[0]["maps"], maps[1]["maps"]),
         **{key: differ.relative(measured[0][key], measured[1][key]) for key in ("intensity", "confidence")},
@@ -161,7 +170,7 @@ def measure(
     bench.call("ours", "features", load=-1)
     features = {"features": str(folder / "ours-features-features.npy")}
     rows["pca"] = bench.stage("pca", images, inputs=alike(**features))
-    reduced = bench.both("pca", **features)
+    reduced = bench.found("pca")
     differences["pca"] = differ.of_pca(*reduced)
     points = reduced[0]["points"]
     start = np.random.default_rng(config.seed).choice(len(points), config.explain.num_prototypes, replace=False)
@@ -169,7 +178,7 @@ def measure(
     place = {"points": str(folder / "ours-pca-points.npy")}
     lloyd = {**place, "start": str(folder / "start.npy"), "iterations": LLOYD_ITERATIONS}
     rows["kmeans"] = bench.stage("kmeans", inputs=alike(**lloyd))
-    found = bench.both("kmeans", **lloyd)
+    found = bench.found("kmeans")
     rows["kmeans"]["iterations"] = {side: each["iterations"] for side, each in zip(sides, found, strict=True)}
     differences["kmeans"] = {key: differ.relative(found[0][key], found[1][key]) for key in ("inertia", "centroids")}
     rows["kmeans_fit"] = bench.stage("kmeans_fit", equal_work=False, inputs=alike(**place))
@@ -183,12 +192,12 @@ def measure(
     rows["kmeans_subsampled"]["fitted_locations"] = {"ours": some, "baseline": len(points)}
     assign = {**place, "centroids": str(folder / "ours-kmeans-centroids.npy")}
     rows["assign"] = bench.stage("assign", inputs=alike(**assign))
-    ids = bench.both("assign", **assign)
+    ids = bench.found("assign")
     differences["assign"] = {"share_that_differs": float((ids[0]["ids"] != ids[1]["ids"]).mean())}
 
     grouping = {"confidence": saved["confidence"]}
     rows["grouping"] = bench.stage("grouping", inputs=alike(**grouping))
-    groups = bench.both("grouping", **grouping)
+    groups = bench.found("grouping")
     differences["grouping"] = {
         "adjusted_rand": differ.rand_by_interval(groups[0]["groups"], groups[1]["groups"], labels)
     }
@@ -205,7 +214,7 @@ def measure(
 
     mapping = {name: saved[name] for name in ("intensity", "confidence", "groups")}
     rows["mapping"] = bench.stage("mapping", inputs=alike(**mapping))
-    fits = bench.both("mapping", **mapping)
+    fits = bench.found("mapping")
     np.save(folder / "penalties.npy", fits[0]["ridge_lambda"])
     same = {name: saved[name] for name in ("intensity", "confidence")}
     at_ours = bench.call("baseline", "beta_at", penalties=str(folder / "penalties.npy"), **same)
