@@ -6,6 +6,7 @@ Each network's training step and forward pass, compiled as XLA comes and as this
 one process; prints medians, images a second and the ratio. Nothing to measure on a GPU or TPU: there both are the same.
 """
 
+import functools
 import pathlib
 import statistics
 import sys
@@ -33,14 +34,14 @@ NETWORKS = {
 MODELS = flags.DEFINE_list("models", list(NETWORKS), "networks to measure")
 KEEP_MEMORY = flags.DEFINE_bool("keep_memory", True, "keep freed memory, as run.py does")
 REPEATS = flags.DEFINE_integer("repeats", 9, "how often each program runs", lower_bound=1)
-# Convolution, and options of the compiler.
+# Convolution, and how training and inference are jitted.
 FORMS = {
-    "plain": (jax.lax.conv_general_dilated, lambda: None),
-    "ours": (layers.cpu_convolution, compilation.compiler_options),
+    "plain": (jax.lax.conv_general_dilated, jax.jit, jax.jit),
+    "ours": (layers.cpu_convolution, compilation.jit, functools.partial(compilation.jit, inference=True)),
 }
 
 
-def programs(name, convolution, options_of):
+def programs(name, convolution, jit, inference_jit):
     """The two programs of one network in one form: name to (function without arguments, images)."""
     shape, stem, tap, step_images, forward_images = NETWORKS[name]
     layers.convolution = convolution
@@ -52,13 +53,12 @@ def programs(name, convolution, options_of):
     labels = rng.integers(0, 10, len(images)).astype(np.int32)
     few, own = shard((images[:step_images], labels[:step_images])), shard(images[:forward_images])
     key = replicate(jax.random.key(0))
-    step = jax.jit(
+    step = jit(
         training.train_step.__wrapped__,
         static_argnames=("model", "optimizer", "augmentation"),
         donate_argnames=("state", "totals"),
-        compiler_options=options_of(),
     )
-    forward = jax.jit(lambda v, x: model.head(v, model.features(v, x)), compiler_options=options_of())
+    forward = inference_jit(lambda v, x: model.head(v, model.features(v, x)))
     carried = [training.init_state(variables, optimizer), training.zero_totals()]
 
     def train():

@@ -1,11 +1,11 @@
-"""Where a training step of a network loses its time: each of its convolutions and their gradients, beside PyTorch's.
+"""Where a network loses its time: each of its convolutions, in inference and in training, beside PyTorch's.
 
     pip install -r requirements-baseline.txt
     python experiments/layer_times.py --model=cnn
 
 For every distinct convolution of a training batch: milliseconds, and billions of floating-point operations a second, of
-the convolution, of its gradient for the kernel and of its gradient for the image; ours as models/layers.py lowers them,
-then PyTorch's (channels_last), with as many threads. Medians.
+the convolution in inference and in training, of its gradient for the kernel and of its gradient for the image; ours as
+models/layers.py lowers them, then PyTorch's (channels_last), with as many threads. Medians.
 """
 
 import collections
@@ -30,7 +30,7 @@ from i2x_jax.host_memory import keep_freed_memory
 from i2x_jax.models import layers
 
 MODEL = flags.DEFINE_enum("model", "cnn", list(NETWORKS), "The network.")
-WHAT = ("forward", "kernel gradient", "image gradient")
+WHAT = ("inference", "training", "kernel gradient", "image gradient")
 REST_SECONDS = 0.2
 
 
@@ -56,13 +56,14 @@ def convolutions_of(name: str) -> collections.Counter:
 
 
 def ours(x, kernel, slope, strides, padding):
-    """The three programs on a CPU's own form: functions without arguments that wait for their result."""
+    """The four programs on a CPU's own form: functions without arguments that wait for their result."""
     numbers = ("NHWC", "HWIO", "NHWC")
 
     def convolve(x, kernel):
         return layers.convolution(x, kernel, strides, padding, dimension_numbers=numbers, precision=None)
 
     programs = (
+        (jit(convolve, inference=True), (x, kernel)),
         (jit(convolve), (x, kernel)),
         (jit(lambda x, k, g: jax.vjp(lambda k: convolve(x, k), k)[1](g)), (x, kernel, slope)),
         (jit(lambda x, k, g: jax.vjp(lambda x: convolve(x, k), x)[1](g)), (x, kernel, slope)),
@@ -86,8 +87,12 @@ def theirs(x, kernel, slope, strides, padding):
             slope, x, kernel, None, strides, sides, (1, 1), False, (0, 0), 1, (*wanted, False)
         )
 
+    def convolve():
+        return torch.nn.functional.conv2d(x, kernel, None, strides, sides)
+
     return [
-        lambda: torch.nn.functional.conv2d(x, kernel, None, strides, sides),
+        convolve,
+        convolve,
         lambda: gradient(False, True),
         lambda: gradient(True, False),
     ]
@@ -112,8 +117,8 @@ def main(_):
     keep_freed_memory()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     print(f"jax {jax.__version__} on {jax.default_backend()}, torch {torch.__version__}; ms (GFLOP/s): ours, PyTorch")
-    print(f"{'image':<20}{'kernel':<18}{'times':>5}  " + "".join(f"{name:<34}" for name in WHAT))
-    sums = np.zeros((2, 3))
+    print(f"{'image':<20}{'kernel':<18}{'times':>5}  " + "".join(f"{name:<32}" for name in WHAT))
+    sums = np.zeros((2, len(WHAT)))
     for (image, kernel_shape, strides, padding), count in convolutions_of(MODEL.value).items():
         rng = np.random.default_rng(0)
         x, kernel = (rng.standard_normal(shape, np.float32) for shape in (image, kernel_shape))
@@ -124,17 +129,17 @@ def main(_):
         slope = rng.standard_normal((len(x), *sides, kernel_shape[3]), np.float32)
         operations = 2 * slope.size * np.prod(kernel_shape[:3])
         arguments = (x, kernel, slope, strides, padding)
-        found = np.reshape(medians(ours(*arguments) + theirs(*arguments)), (2, 3))
+        found = np.reshape(medians(ours(*arguments) + theirs(*arguments)), sums.shape)
         if sum(sums[0]) == 0:
-            found[:, 2] = 0  # nobody wants the gradient of the network's own images
+            found[:, -1] = 0  # nobody wants the gradient of the network's own images
         sums += count * found
         cells = [
             f"{1e3 * a:7.2f} ({operations / 1e9 / a:4.0f}) {1e3 * b:7.2f} ({operations / 1e9 / b:4.0f})" if a else "-"
             for a, b in found.T
         ]
         name = f"{'x'.join(map(str, kernel_shape))} /{strides[0]}"
-        print(f"{'x'.join(map(str, image)):<20}{name:<18}{count:>5}  " + "".join(f"{cell:<34}" for cell in cells))
-    totals = "".join(f"{f'{1e3 * a:7.2f}        {1e3 * b:7.2f}':<34}" for a, b in sums.T)
+        print(f"{'x'.join(map(str, image)):<20}{name:<18}{count:>5}  " + "".join(f"{cell:<32}" for cell in cells))
+    totals = "".join(f"{f'{1e3 * a:7.2f}        {1e3 * b:7.2f}':<32}" for a, b in sums.T)
     print(f"{'all':<45}{totals}".rstrip())
 
 

@@ -1,18 +1,24 @@
 """How programs are compiled: `jax.jit` with a CPU's own options for convolutions, and where the results are kept."""
 
+import contextlib
 import errno
 import functools
+import math
 import os
 import pathlib
+import platform
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib
 
-# Nothing public tells whether a kept program is whole.
+# Nothing public tells whether a kept program is whole, or keeps a single one from being kept.
 from jax._src.compilation_cache import decompress_executable
+from jax._src.config import persistent_cache_min_compile_time_secs
 
 from i2x_jax.config import InputError
 
@@ -26,9 +32,15 @@ OPTIONS = {
 # JAX by itself keeps what took a second to compile. Most programs here take less, but there are dozens, and reading one
 # back takes a millisecond.
 LEAST_SECONDS = 0.0
+# The jaxlib whose oneDNN (models/onednn.py) the tests have called: it is no public interface, and a call that jaxlib
+# does not understand ends the process.
+JAXLIB_WITH_ONEDNN = "0.10.2"
+
+# Part of what JAX finds a traced function again by: outside, nothing is taken for what was traced inside.
+_inferring = jax.make_user_context(default_value=False)
 
 
-def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], inference: bool = False, **options: Any) -> Callable[..., Any]:
     """`jax.jit(function, **options)` with the compiler options of the platform, which is asked for at the first call.
 
     (Asking earlier would start JAX before several processes could be joined.) Such a function cannot be called from
@@ -36,6 +48,8 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
     Args:
       function: to be jitted.
+      inference: it trains nothing, and its convolutions may be oneDNN's, see `calls_onednn`. Where they are, the
+        compiled program is not kept for the next process.
       options: of `jax.jit`.
     """
 
@@ -45,9 +59,37 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        return jitted()(*args, **kwargs)
+        with inferring() if inference and has_onednn() else contextlib.nullcontext():
+            return jitted()(*args, **kwargs)
 
     return call
+
+
+@contextlib.contextmanager
+def inferring() -> Iterator[None]:
+    """What is traced inside may call oneDNN, and what is compiled inside is not kept.
+
+    XLA has no way to write such a program down, and takes its call for another kind without looking: undefined
+    behaviour (jaxlib 0.10.2, xla/backends/cpu/runtime/thunk_proto_serdes.cc).
+    """
+    with _inferring(True), persistent_cache_min_compile_time_secs(math.inf):
+        yield
+
+
+def calls_onednn() -> bool:
+    """Whether the program that is being traced calls oneDNN for its convolutions: inside a `jit` for inference."""
+    return _inferring.value
+
+
+@functools.cache
+def has_onednn() -> bool:
+    """Whether this process computes on one CPU, by a jaxlib known to contain oneDNN (several would split the call)."""
+    return (
+        jax.default_backend() == "cpu"
+        and jax.device_count() == 1
+        and (sys.platform, platform.machine()) == ("linux", "x86_64")
+        and jaxlib.__version__ == JAXLIB_WITH_ONEDNN
+    )
 
 
 @functools.cache

@@ -60,7 +60,9 @@ class Contributions(NamedTuple):
     completeness_error: float
 
 
-@functools.partial(jit, static_argnames=("model", "num_prototypes", "cam", "target", "with_contributions"))
+@functools.partial(
+    jit, inference=True, static_argnames=("model", "num_prototypes", "cam", "target", "with_contributions")
+)
 def batch_evidence(
     model: Model,
     num_prototypes: int,
@@ -194,7 +196,7 @@ def batch_bias(model: Model, variables: Variables) -> jax.Array:
     return bias(model, variables)
 
 
-@functools.partial(jit, static_argnames=("model", "num_prototypes", "cam"))
+@functools.partial(jit, inference=True, static_argnames=("model", "num_prototypes", "cam"))
 def batch_margin_intensity(
     model: Model,
     num_prototypes: int,

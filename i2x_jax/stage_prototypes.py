@@ -79,7 +79,7 @@ def feature_rows(
 ) -> Iterator[tuple[jax.Array, jax.Array, int]]:
     """Feature vectors of all images, batch by batch: rows `[B*h*w, d]`, weights `[B*h*w]`, and how many count."""
     h, w, _ = model.feature_shape
-    features_of = jit(model.features)
+    features_of = jit(model.features, inference=True)
     for batch in batches(dataset, divisible(batch_size)):
         count = int(batch.mask.sum())
         yield *_rows(features_of(variables, shard(batch.images)), shard(batch.mask)), count * h * w

@@ -128,7 +128,7 @@ def _batch_maps(model, cam, target):
     from i2x_jax.compilation import jit
     from i2x_jax.saliency import saliency_maps
 
-    @jit
+    @functools.partial(jit, inference=True)
     def batch_maps(variables, images, labels):
         features = model.features(variables, images)
         classes = labels if target == "label" else model.head(variables, features).argmax(-1)

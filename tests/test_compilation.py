@@ -1,5 +1,6 @@
 """The CPU's form of a convolution, and the compiler options it comes with."""
 
+import contextlib
 import functools
 
 import jax
@@ -27,43 +28,113 @@ SHAPES = [
     ((5, 4), 4, (7, 1), 1, (3, 0)),
     ((9, 9), 4, (3, 3), 2, 1),
     ((8, 8), 4, (5, 5), 1, 2),
+    ((17, 15), 3, (7, 7), 2, 3),
     ((8, 7), 1, (3, 3), 1, 1),
     ((9, 8), 2, (2, 2), 2, (1, 0)),
     ((7, 9), 1, (1, 7), 2, (0, 2)),
 ]
 
 
+needs_onednn = pytest.mark.skipif(not compilation.has_onednn(), reason="this jaxlib or machine is without oneDNN")
+
+
+def primitives(x, kernel, inference=False):
+    """The primitives of a convolution, traced under `compilation.jit`."""
+
+    def convolve(x, kernel):
+        return layers.cpu_convolution(x, kernel, (1, 1), ((0, 0),) * 2, **OPTIONS)
+
+    with compilation.inferring() if inference else contextlib.nullcontext():
+        program = jax.make_jaxpr(convolve)(x, kernel)
+    inner = [each.jaxpr for equation in program.eqns for each in equation.params.values() if hasattr(each, "jaxpr")]
+    return {str(equation.primitive) for jaxpr in (program, *inner) for equation in jaxpr.eqns}
+
+
+@pytest.mark.parametrize("inference", [False, pytest.param(True, marks=needs_onednn)])
 @pytest.mark.parametrize(("sides", "channels", "window", "stride", "pad"), SHAPES)
-def test_both_forms_agree_in_value_and_gradient(sides, channels, window, stride, pad):
+def test_all_forms_agree_in_value_and_gradient(sides, channels, window, stride, pad, inference):
     pads = (pad, pad) if isinstance(pad, int) else pad
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, *sides, channels)).astype(np.float32)
-    kernel = rng.normal(size=(*window, channels, 5)).astype(np.float32)
+    kernel = (rng.normal(size=(*window, channels, 5)) / np.sqrt(np.prod(window) * channels)).astype(np.float32)
     places = (stride, stride), tuple((side, side) for side in pads)
 
-    def value_and_gradients(form, options):
-        @functools.partial(jax.jit, compiler_options=options)
+    def value_and_gradients(form, jit):
         def program(x, kernel):
             out, pull = jax.vjp(lambda x, kernel: form(x, kernel, *places, **OPTIONS), x, kernel)
-            return out, pull(jnp.sin(out))
+            return out, form(x, kernel, *places, **OPTIONS), pull(jnp.sin(out))
 
-        return program(x, kernel)
+        return jit(program)(x, kernel)
 
-    wanted = value_and_gradients(jax.lax.conv_general_dilated, None)
-    found = value_and_gradients(layers.cpu_convolution, compilation.compiler_options())
+    wanted = value_and_gradients(jax.lax.conv_general_dilated, jax.jit)
+    found = value_and_gradients(layers.cpu_convolution, functools.partial(compilation.jit, inference=inference))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **DEEP), found, wanted)
 
 
-def test_few_locations_and_few_products_do_without_a_convolution():
-    def primitives(sides, window, channels=4):
-        program = jax.make_jaxpr(lambda x, kernel: layers.cpu_convolution(x, kernel, (1, 1), ((0, 0),) * 2, **OPTIONS))
-        found = program(jnp.ones((1, *sides, channels)), jnp.ones((*window, channels, 3)))
-        return {str(equation.primitive) for equation in found.eqns}
+@pytest.mark.parametrize("inference", [False, pytest.param(True, marks=needs_onednn)])
+def test_few_locations_and_few_products_do_without_a_convolution(inference):
+    def found(sides, window, channels=4):
+        return primitives(jnp.ones((1, *sides, channels)), jnp.ones((*window, channels, 3)), inference)
 
-    assert "conv_general_dilated" in primitives((6, 6), (3, 3))
-    assert "dot_general" in primitives((5, 5), (3, 3))
-    assert "dot_general" in primitives((6, 6), (1, 1))
-    assert "custom_vjp_call" in primitives((6, 6), (3, 3), channels=1)
+    assert {"conv_general_dilated", "ffi_call"} & found((6, 6), (3, 3)) == {
+        "ffi_call" if inference else "conv_general_dilated"
+    }
+    assert "dot_general" in found((5, 5), (3, 3))
+    assert "dot_general" in found((6, 6), (1, 1))
+    assert not {"conv_general_dilated", "ffi_call", "dot_general"} & found((6, 6), (3, 3), channels=1)
+
+
+@needs_onednn
+class TestOneDnn:
+    def test_half_precision_is_left_to_the_plain_convolution(self):
+        x, kernel = jnp.ones((1, 6, 6, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 3), jnp.bfloat16)
+        assert "conv_general_dilated" in primitives(x, kernel, inference=True)
+
+    def test_outside_nothing_is_taken_for_what_was_traced_for_inference(self):
+        """Else it could be kept for the next process, which XLA cannot do with oneDNN's call."""
+        x, kernel = jnp.ones((1, 6, 6, 4)), jnp.ones((3, 3, 4, 3))
+        traces = []
+
+        def convolve(x, kernel):
+            traces.append(compilation.calls_onednn())
+            return layers.convolution(x, kernel, (1, 1), ((0, 0),) * 2, **OPTIONS)
+
+        inner = jax.jit(convolve)
+        programs = {
+            inference: compilation.jit(lambda x, kernel: inner(x, kernel), inference=inference)
+            for inference in (True, False)
+        }
+        found = [programs[inference](x, kernel) for inference in (True, False, True)] + [inner(x, kernel)]
+        assert traces == [True, False]
+        np.testing.assert_allclose(found, np.full((4, 1, 4, 4, 3), 36), rtol=1e-6)
+
+    def test_many_sets_of_images_at_once(self):
+        rng = np.random.default_rng(0)
+        x, kernel = (rng.normal(size=size).astype(np.float32) for size in ((3, 2, 7, 6, 4), (3, 3, 4, 5)))
+        convolve = functools.partial(layers.convolution, strides=(2, 1), padding=((1, 1), (0, 1)), **OPTIONS)
+        found = compilation.jit(lambda x: jax.vmap(lambda each: convolve(each, kernel))(x), inference=True)(x)
+        np.testing.assert_allclose(found, [convolve(each, kernel) for each in x], **DEEP)
+
+    @pytest.mark.parametrize(
+        ("owner", "name", "value"),
+        [
+            (jax, "default_backend", lambda: "gpu"),
+            (jax, "device_count", lambda: 2),
+            (compilation.sys, "platform", "darwin"),
+            (compilation.platform, "machine", lambda: "aarch64"),
+            (compilation.jaxlib, "__version__", "0.10.3"),
+        ],
+    )
+    def test_is_not_called_where_it_was_never_tested(self, owner, name, value, monkeypatch):
+        compilation.has_onednn.cache_clear()
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, value)
+                assert not compilation.has_onednn()
+                assert not compilation.jit(lambda: jnp.bool_(compilation.calls_onednn()), inference=True)()
+        finally:
+            compilation.has_onednn.cache_clear()
+        assert compilation.has_onednn()
 
 
 def test_half_precision_is_summed_in_single_precision():

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from i2x_jax import compilation
+from i2x_jax.models import onednn
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -44,8 +47,9 @@ def cpu_convolution(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tu
     """A convolution without XLA's own where that is faster.
 
     It is a matrix product for 1x1 kernels and for few locations, and a sum of shifted images, each times an entry of
-    the kernel, where the kernel and the image's channels are few. Barriers keep what stands before and after it from
-    being computed again inside the transposes of its gradient (see `compilation`).
+    the kernel, where the kernel and the image's channels are few. Else, in inference, it is oneDNN's where there is
+    one. Barriers keep what stands before and after it from being computed again inside the transposes of its gradient
+    (see `compilation`).
     """
     x = jax.lax.optimization_barrier(x)
     rows, columns, inputs, outputs = kernel.shape
@@ -53,6 +57,7 @@ def cpu_convolution(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tu
         (side + sum(pad) - window) // stride + 1
         for side, pad, window, stride in zip(x.shape[1:3], padding, (rows, columns), strides, strict=True)
     ]
+    plain = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
 
     def windows(x):
         x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
@@ -68,29 +73,34 @@ def cpu_convolution(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tu
         product = jnp.matmul(flat, kernel.reshape(-1, outputs), precision=options["precision"])
         y = product.reshape(len(x), *locations, outputs)
     elif min(locations) > 0 and rows * columns * inputs <= FEW_PRODUCTS:
-        plain = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, padding=padding, **options)
-        return shifted_sum(windows, plain)(x, kernel)
+        return with_gradient_of(plain, functools.partial(shifted_sum, windows))(x, kernel)
+    elif min(locations) > 0 and compilation.calls_onednn() and x.dtype == kernel.dtype == jnp.float32:
+        form = functools.partial(onednn.convolution, strides=strides, padding=padding, locations=locations)
+        return with_gradient_of(plain, form)(x, kernel)
     else:
-        y = jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
+        y = plain(x, kernel)
     return jax.lax.optimization_barrier(y)
 
 
-def shifted_sum(windows: Callable, plain: Callable) -> Callable:
-    """A convolution of (x, kernel) as a sum of shifted images, each times an entry of the kernel; summed in float32.
+def shifted_sum(windows: Callable, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A convolution as a sum of shifted images, each times an entry of the kernel; summed in float32.
 
     Args:
       windows: from images to the shifted ones, in the order of the kernel's entries.
-      plain: the same convolution, whose gradient is taken: that of the sum would be as many sums over all images.
+      x: images.
+      kernel: of the convolution.
     """
+    entries = kernel.astype(jnp.float32).reshape(-1, *kernel.shape[2:])
+    parts = zip(windows(x.astype(jnp.float32)), entries, strict=True)
+    total = sum(window[..., i : i + 1] * row for window, entry in parts for i, row in enumerate(entry))
+    return total.astype(x.dtype)
 
-    @jax.custom_vjp
-    def convolve(x, kernel):
-        entries = kernel.astype(jnp.float32).reshape(-1, *kernel.shape[2:])
-        parts = zip(windows(x.astype(jnp.float32)), entries, strict=True)
-        total = sum(window[..., i : i + 1] * row for window, entry in parts for i, row in enumerate(entry))
-        return total.astype(x.dtype)
 
-    # Barriers as in `cpu_convolution`, but in training only: elsewhere the sum is one pass with what follows it.
+def with_gradient_of(plain: Callable, form: Callable) -> Callable:
+    """A form of a convolution of (x, kernel) with the gradient of the plain one, because its own is slow or missing."""
+    convolve = jax.custom_vjp(form)
+
+    # Barriers as in `cpu_convolution`, but only for a gradient: elsewhere a sum is one pass with what follows it.
     def forward(x, kernel):
         return jax.lax.optimization_barrier(convolve(x, kernel)), (x, kernel)
 
