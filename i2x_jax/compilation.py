@@ -83,7 +83,7 @@ def calls_onednn() -> bool:
 
 @functools.cache
 def has_onednn() -> bool:
-    """Whether this process computes on one CPU, by a jaxlib known to contain oneDNN (several would split the call)."""
+    """Whether JAX computes on one CPU, by a jaxlib known to contain oneDNN. Of several, each would do all the work."""
     return (
         jax.default_backend() == "cpu"
         and jax.device_count() == 1

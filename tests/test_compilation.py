@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_run import ROOT
 
 from i2x_jax import compilation
 from i2x_jax.models import layers
@@ -84,10 +85,16 @@ def test_few_locations_and_few_products_do_without_a_convolution(inference):
     assert not {"conv_general_dilated", "ffi_call", "dot_general"} & found((6, 6), (3, 3), channels=1)
 
 
+def test_the_pinned_jaxlib_is_the_one_that_was_tested():
+    """Whoever raises the version decides whether the tests below pass with it, else they are skipped."""
+    assert f"\njaxlib=={compilation.JAXLIB_WITH_ONEDNN}\n" in (ROOT / "requirements.txt").read_text()
+
+
 @needs_onednn
 class TestOneDnn:
-    def test_half_precision_is_left_to_the_plain_convolution(self):
-        x, kernel = jnp.ones((1, 6, 6, 4), jnp.bfloat16), jnp.ones((3, 3, 4, 3), jnp.bfloat16)
+    @pytest.mark.parametrize(("images", "dtype"), [(1, jnp.bfloat16), (0, jnp.float32)])
+    def test_half_precision_and_no_images_are_left_to_the_plain_convolution(self, images, dtype):
+        x, kernel = jnp.ones((images, 6, 6, 4), dtype), jnp.ones((3, 3, 4, 3), dtype)
         assert "conv_general_dilated" in primitives(x, kernel, inference=True)
 
     def test_outside_nothing_is_taken_for_what_was_traced_for_inference(self):

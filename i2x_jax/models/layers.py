@@ -74,7 +74,7 @@ def cpu_convolution(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tu
         y = product.reshape(len(x), *locations, outputs)
     elif min(locations) > 0 and rows * columns * inputs <= FEW_PRODUCTS:
         return with_gradient_of(plain, functools.partial(shifted_sum, windows))(x, kernel)
-    elif min(locations) > 0 and compilation.calls_onednn() and x.dtype == kernel.dtype == jnp.float32:
+    elif min(len(x), *locations) > 0 and compilation.calls_onednn() and x.dtype == kernel.dtype == jnp.float32:
         form = functools.partial(onednn.convolution, strides=strides, padding=padding, locations=locations)
         return with_gradient_of(plain, form)(x, kernel)
     else:
