@@ -68,13 +68,15 @@ def cpu_convolution(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tu
             for column in range(columns)
         ]
 
-    if min(locations) > 0 and ((rows, columns) == (1, 1) or math.prod(locations) < FEW_LOCATIONS):
+    if min(len(x), *locations) <= 0:  # an empty result
+        return plain(x, kernel)
+    if (rows, columns) == (1, 1) or math.prod(locations) < FEW_LOCATIONS:
         flat = jnp.concatenate(windows(x), -1).reshape(-1, rows * columns * inputs)
         product = jnp.matmul(flat, kernel.reshape(-1, outputs), precision=options["precision"])
         y = product.reshape(len(x), *locations, outputs)
-    elif min(locations) > 0 and rows * columns * inputs <= FEW_PRODUCTS:
+    elif rows * columns * inputs <= FEW_PRODUCTS:
         return with_gradient_of(plain, functools.partial(shifted_sum, windows))(x, kernel)
-    elif min(len(x), *locations) > 0 and compilation.calls_onednn() and x.dtype == kernel.dtype == jnp.float32:
+    elif compilation.calls_onednn() and x.dtype == kernel.dtype == jnp.float32:
         form = functools.partial(onednn.convolution, strides=strides, padding=padding, locations=locations)
         return with_gradient_of(plain, form)(x, kernel)
     else:
