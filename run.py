@@ -32,8 +32,9 @@ from ml_collections import config_flags
 
 from i2x_jax import Run
 from i2x_jax.config import Config, InputError, from_config_dict
-from i2x_jax.host_memory import keep_freed_memory
-from i2x_jax.run_directory import STAGES, STEPS, RunDirectory
+from i2x_jax.devices.host_memory import keep_freed_memory
+from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.results.files import STAGES, STEPS
 
 ROOT = pathlib.Path(__file__).parent
 INTERRUPTED = 130  # 128 and the number of the signal, as shells have it.
@@ -146,7 +147,7 @@ def run(
     Args:
       config: all settings.
       workdir: the run directory.
-      stages: of `run_directory.STAGES`.
+      stages: of `results.files.STAGES`.
       data_dir: where prepared data sets are.
       processes: the arguments of `distributed.start`, for a run of several.
       events: write the metrics as TensorBoard events too.
@@ -168,7 +169,9 @@ def run(
         # 400,000 objects that stay to the end: looking for garbage among them, while they are made, later and at exit,
         # took a third of the time of a start.
         gc.disable()
-        from i2x_jax import compilation, distributed, pipeline
+        from i2x_jax.devices import compilation
+        from i2x_jax.devices import mesh as distributed
+        from i2x_jax.pipeline import stages as pipeline
 
         gc.freeze()
         gc.enable()

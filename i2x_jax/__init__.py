@@ -10,10 +10,10 @@ _HOMES = {
     "explain": "api",
     "OwnModel": "api",
     "OrbaxCheckpoints": "api",
-    "Run": "opened_run",
-    "Dataset": "data",
+    "Run": "results.opened_run",
+    "Dataset": "data.dataset",
     "InputError": "config",
-    "gradcam": "saliency",
+    "gradcam": "evidence.saliency",
 }
 __all__ = tuple(_HOMES)
 

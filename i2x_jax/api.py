@@ -20,15 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from i2x_jax import pipeline
-from i2x_jax.checkpoints import foreign_items, restore_foreign
 from i2x_jax.config import OWN, Config, DataConfig, InputError, ModelConfig, TrainConfig, from_config_dict
-from i2x_jax.data import EMBEDDED_TEST_SEED, Dataset, Splits, check_classes, checked, hold_out
-from i2x_jax.distributed import barrier, fetch, is_main, replicate
-from i2x_jax.models import Model
-from i2x_jax.opened_run import Run
-from i2x_jax.run_directory import STEPS, RunDirectory
-from i2x_jax.stage_adopt import Checkpoint, adopt, survey
+from i2x_jax.data.dataset import EMBEDDED_TEST_SEED, Dataset, Splits, check_classes, checked, hold_out
+from i2x_jax.devices.mesh import barrier, fetch, is_main, replicate
+from i2x_jax.models.model import Model
+from i2x_jax.pipeline import stages as pipeline
+from i2x_jax.pipeline.adopt import Checkpoint, adopt, survey
+from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.results.files import STEPS
+from i2x_jax.results.opened_run import Run
+from i2x_jax.training.checkpoints import foreign_items, restore_foreign
 
 # Of a linear head against `head`: both are computed in float32, in another order.
 SAME_LOGITS = {"rtol": 1e-3, "atol": 1e-3}

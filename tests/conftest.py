@@ -4,7 +4,7 @@ import jax
 import own_networks
 import pytest
 from helpers import on_terminal, planted
-from test_run import cache_settings, command, environment
+from programs import cache_settings, command, environment
 
 import i2x_jax
 

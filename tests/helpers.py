@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from i2x_jax import models
-from i2x_jax.data import Dataset
+from i2x_jax.data.dataset import Dataset
 
 # Tolerances, each with its reason. Where nothing but the order of float32 sums differs, tests use `ROUNDING`; where the
 # same program runs on the same numbers, they ask for equality.

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-from i2x_jax import evidence, training
-from i2x_jax.compilation import keep_programs
-from i2x_jax.distributed import fetch
+from i2x_jax.devices.compilation import keep_programs
+from i2x_jax.devices.mesh import fetch
+from i2x_jax.evidence import measuring as evidence
+from i2x_jax.training import loop as training
 from tests.helpers import planted, tiny_model, tiny_variables
 
 

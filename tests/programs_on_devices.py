@@ -11,7 +11,13 @@ import sys
 import jax
 import numpy as np
 
-from i2x_jax import data, distributed, evidence, models, prototypes, stage_prototypes, training
+from i2x_jax import models
+from i2x_jax.data import dataset as data
+from i2x_jax.devices import mesh as distributed
+from i2x_jax.evidence import measuring as evidence
+from i2x_jax.evidence import prototypes
+from i2x_jax.pipeline import prototypes as stage_prototypes
+from i2x_jax.training import loop as training
 from tests.helpers import drawn
 
 SEED, STEPS, BATCH, PROTOTYPES = 3, 5, 32, 6

@@ -5,15 +5,17 @@ import pathlib
 
 import pytest
 
-from i2x_jax import Run, pipeline, sources
+from i2x_jax import Run
 from i2x_jax.config import from_config_dict
-from i2x_jax.run_directory import STAGES
+from i2x_jax.data import sources
+from i2x_jax.pipeline import stages as pipeline
+from i2x_jax.results.files import STAGES
 
 SCRIPT = "<script>alert(1)</script>"
 # Markup, a name with what separates names in a link, and control characters with one that turns text round.
 HYPHENS, CONTROL = "a-b & 'c'", "bell\x07 \u202eright\u2028 100 %"
 NAMES = (SCRIPT, "1", "2", "3", "4", "5", HYPHENS, CONTROL, "8", "9")
-# As in experiments/kill_and_resume.py: small, but prototypes waver and samples are left out.
+# As in experiments/tools/kill_and_resume.py: small, but prototypes waver and samples are left out.
 CONFIG = {
     "train": {"epochs": 8, "learning_rate": 0.02, "batch_size": 32, "num_checkpoints": 8, "resume_every": 30},
     "data": {"max_train": 400, "augment": "none"},

@@ -29,12 +29,12 @@ from own_networks import (
 )
 
 import i2x_jax
-from experiments import own_model
+from experiments.examples import own_model
 from i2x_jax import Run
 from i2x_jax.config import InputError, from_config_dict
-from i2x_jax.data import Dataset
+from i2x_jax.data.dataset import Dataset
 from i2x_jax.report.summary import summary
-from i2x_jax.run_directory import EXPLANATION, REPORT
+from i2x_jax.results.files import EXPLANATION, REPORT
 
 ROOT = pathlib.Path(__file__).parent.parent
 ARRAYS = ("assignments", "intensity", "confidence", "groups")

@@ -15,16 +15,18 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
-from test_run import contents
+from programs import contents
 
-from i2x_jax import Run, run_files
+from i2x_jax import Run
 from i2x_jax.config import InputError, from_config_dict, printable
-from i2x_jax.data import load
-from i2x_jax.opened_run import dataset_of
+from i2x_jax.data.dataset import load
+from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.pipeline.refine import finished_seed
 from i2x_jax.report.contact_sheet import write_label
 from i2x_jax.report.summary import summary
-from i2x_jax.run_directory import CHECKPOINTS, STEPS, RunDirectory, read_config
-from i2x_jax.stage_refine import finished_seed
+from i2x_jax.results import arrays
+from i2x_jax.results.files import CHECKPOINTS, STEPS, read_config
+from i2x_jax.results.opened_run import dataset_of
 from tests.helpers import one_line
 
 MARKER = "executed"
@@ -192,7 +194,7 @@ def test_arrays(workdir, name, harm, words):
 
 @pytest.mark.parametrize("place", [0, 20, -1])
 def test_an_array_is_checked_to_its_end_and_again_when_its_file_has_changed(workdir, monkeypatch, place):
-    monkeypatch.setattr(run_files, "CHECKED_AT_A_TIME", 7)
+    monkeypatch.setattr(arrays, "CHECKED_AT_A_TIME", 7)
     run = Run(workdir)
     first = run.array("intensity")
     assert run.array("intensity") is first

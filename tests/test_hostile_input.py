@@ -14,13 +14,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_run import contents, environment
+from programs import contents, environment
 
-from experiments.kill_and_resume import SMALL
-from i2x_jax import Run, data
-from i2x_jax.checkpoints import Checkpoints
+from experiments.tools.kill_and_resume import SMALL
+from i2x_jax import Run
 from i2x_jax.config import InputError, from_config_dict, to_dict
-from i2x_jax.run_directory import STAGES, STEPS, read_config
+from i2x_jax.data import dataset as data
+from i2x_jax.results.files import STAGES, STEPS, read_config
+from i2x_jax.training.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Drops the right to write anywhere (CAP_DAC_OVERRIDE, 1) that root has, and then becomes the command.

@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 import pytest
-from test_run import ROOT
+from programs import ROOT
 
-from experiments.kill_and_resume import SMALL
+from experiments.tools.kill_and_resume import SMALL
 
 SLOW = ("jax", "flax", "optax", "orbax", "tensorflow_datasets", "scipy", "sklearn", "pandas", "altair", "jinja2")
 
@@ -27,7 +27,7 @@ def test_help_imports_nothing_that_is_slow():
 
 @pytest.mark.slow
 def test_compile_times_are_told_of_every_program():
-    command = [sys.executable, "experiments/compile_times.py", *SMALL, "--least=0"]
+    command = [sys.executable, "experiments/benchmarks/compile_times.py", *SMALL, "--least=0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
@@ -42,7 +42,7 @@ def test_compile_times_are_told_of_every_program():
 
 
 def test_compile_times_refuse_what_has_no_meaning():
-    command = [sys.executable, "experiments/compile_times.py", "--workdir=runs/mine"]
+    command = [sys.executable, "experiments/benchmarks/compile_times.py", "--workdir=runs/mine"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr == (

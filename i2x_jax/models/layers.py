@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from i2x_jax import compilation
-from i2x_jax.models import onednn
+from i2x_jax.devices import compilation, onednn
 
 
 @dataclasses.dataclass(frozen=True)

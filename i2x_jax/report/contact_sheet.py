@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from i2x_jax.config import printable
-from i2x_jax.explanation import Explanation, Prototype
-from i2x_jax.saliency import crop_corners, crops_at
+from i2x_jax.evidence.saliency import crop_corners, crops_at
+from i2x_jax.explanation.types import Explanation, Prototype
 
 SHOWN = 6  # samples in each of the three blocks
 TILE, GAP, MARGIN, LABEL_WIDTH, HEADER = 56, 6, 24, 236, 52

@@ -5,13 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from i2x_jax import uncertainty
 from i2x_jax.config import OWN
-from i2x_jax.explanation import PairExplanation, Separating
-from i2x_jax.opened_run import Run
-from i2x_jax.refinement import outcome
+from i2x_jax.explanation import uncertainty
+from i2x_jax.explanation.types import PairExplanation, Separating
+from i2x_jax.refinement.strategies import outcome
 from i2x_jax.report import charts, findings
-from i2x_jax.run_files import CONFIG, read_json
+from i2x_jax.results.files import CONFIG, read_json
+from i2x_jax.results.opened_run import Run
 
 # A page that held all pairs of a thousand classes would not open.
 MAX_PAIRS = 1000

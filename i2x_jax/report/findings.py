@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from i2x_jax.explanation import Explanation, Interval
+from i2x_jax.explanation.types import Explanation, Interval
 from i2x_jax.report.summary import INCOMPLETE
 
 NOISE_SHARE = 0.5

@@ -5,13 +5,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from i2x_jax import story
-from i2x_jax.opened_run import Run
+from i2x_jax.evidence.saliency import crops_at
 from i2x_jax.report import pictures
 from i2x_jax.report.contact_sheet import peaks_of
 from i2x_jax.report.content import carrier, rounded, visible
 from i2x_jax.report.examples import Chosen, choose_groups
-from i2x_jax.saliency import crops_at
+from i2x_jax.results import story
+from i2x_jax.results.opened_run import Run
 
 CROP, MEMBER, FRAME, LARGE, THUMB = 60, 36, 84, 196, 46
 THUMB_COLUMNS = 16

@@ -6,9 +6,9 @@ from collections.abc import Collection
 import numpy as np
 
 from i2x_jax.config import printable
-from i2x_jax.explanation import Explanation, PairExplanation
-from i2x_jax.opened_run import Run
-from i2x_jax.run_directory import CONTACT_SHEET, EXPLANATION, REFINEMENT, REPORT
+from i2x_jax.explanation.types import Explanation, PairExplanation
+from i2x_jax.results.files import CONTACT_SHEET, EXPLANATION, REFINEMENT, REPORT
+from i2x_jax.results.opened_run import Run
 
 # Relative error of contributions from which they are said not to add up; rounding stays far below.
 INCOMPLETE = 1e-3

@@ -1,7 +1,8 @@
 """The places where a config's network can be cut, as a table."""
 
-from i2x_jax import models, sources
+from i2x_jax import models
 from i2x_jax.config import Config
+from i2x_jax.data import sources
 
 
 def tap_table(config: Config, data_dir: str | None) -> str:

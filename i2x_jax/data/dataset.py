@@ -1,0 +1,242 @@
+"""Images and labels: loading, splitting and batching (DESIGN sections 2 and 5)."""
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from i2x_jax.config import InputError
+from i2x_jax.data.sources import EMBEDDED, read_tfds, resized
+
+# The embedded sets have no test split of their own: it is drawn once, the same for every seed of a run.
+EMBEDDED_TEST_SEED = 2603
+EMBEDDED_TEST_FRACTION = 0.2
+SPLITS = ("train", "test")
+# Five folds of the mapping's cross-validation need a few training samples of every class.
+MIN_TRAIN_PER_CLASS = 10
+
+
+class Dataset(NamedTuple):
+    """Labelled images in memory.
+
+    Attributes:
+      images: uint8 `[N, H, W, C]`, 0 to 255.
+      labels: int32 `[N]`, an index into `class_names`.
+      class_names: M names.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+
+    def take(self, indices: np.ndarray) -> "Dataset":
+        """The samples at `indices`, in that order."""
+        return self._replace(images=self.images[indices], labels=self.labels[indices])
+
+
+class Batch(NamedTuple):
+    """Rows of one static shape `[B, ...]`; `mask` is False where a row only fills the last batch up."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    mask: np.ndarray
+    start: int
+
+
+class Splits(NamedTuple):
+    """A data set as a run uses it: validation serves every choice, test only the final figures."""
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+
+
+def load(name: str, split: str, data_dir: str | None = None, image_size: int = 0) -> Dataset:
+    """Loads one split of a data set.
+
+    Args:
+      name: 'digits' (embedded), or an image-classification set of TensorFlow Datasets.
+      split: 'train' or 'test'.
+      data_dir: the folder of prepared sets; the embedded ones need none.
+      image_size: resize all images to squares of so many pixels; 0 keeps their size.
+
+    Raises:
+      InputError: see `sources.read_tfds`; or an unknown split.
+    """
+    if split not in SPLITS:
+        raise InputError(f"unknown split {split!r} of {name}; allowed: {', '.join(SPLITS)}")
+    if name not in EMBEDDED:
+        return Dataset(*read_tfds(name, split, data_dir, image_size))
+    images, labels, class_names = EMBEDDED[name]()
+    if image_size:
+        images = np.stack([resized(image, image_size) for image in images])
+    rest, test = hold_out(Dataset(images, labels, class_names), EMBEDDED_TEST_FRACTION, EMBEDDED_TEST_SEED)
+    return test if split == "test" else rest
+
+
+def load_splits(
+    name: str, validation: float, max_train: int = 0, image_size: int = 0, seed: int = 0, data_dir: str | None = None
+) -> Splits:
+    """Loads train, validation and test; the first two are a seeded, stratified split of the set's training part.
+
+    Args:
+      name: see `load`.
+      validation: the fraction of the training part that is held out.
+      max_train: keep at most so many training samples, stratified by class; 0 keeps all.
+      image_size: see `load`.
+      seed: of the split and of the subset.
+      data_dir: see `load`.
+
+    Raises:
+      InputError: see `load`; fewer than two classes, or a class with too few samples for the method.
+    """
+    train, validation_set = hold_out(load(name, "train", data_dir, image_size), validation, seed)
+    if 0 < max_train < len(train.labels):
+        train = hold_out(train, max_train / len(train.labels), seed)[1]
+    splits = Splits(train, validation_set, load(name, "test", data_dir, image_size))
+    check_classes(splits)
+    return splits
+
+
+def checked(dataset: Dataset, name: str, like: Dataset | None = None) -> Dataset:
+    """A data set that a caller made, as NumPy arrays of the types that every step relies on.
+
+    Args:
+      dataset: what the caller made.
+      name: what it is called in errors.
+      like: the data set whose image shape and classes it must have; None for any.
+
+    Raises:
+      InputError: it is no `Dataset`, or images, labels or names are not what `Dataset` says.
+    """
+    if not isinstance(dataset, Dataset):
+        raise InputError(
+            f"{name} is a {type(dataset).__name__}; allowed: an i2x_jax.Dataset; make one of images, labels and names"
+        )
+    images, labels, names = np.asarray(dataset.images), np.asarray(dataset.labels), tuple(dataset.class_names)
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape or images.shape[3] not in (1, 3):
+        raise InputError(
+            f"the images of {name} are {images.dtype} {list(images.shape)}; allowed: uint8 [N, H, W, C] of 0 to 255, "
+            "with 1 or 3 channels; convert them"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise InputError(
+            f"the labels of {name} are {labels.dtype} {list(labels.shape)}; allowed: integers [{len(images)}], one an "
+            "image; convert them"
+        )
+    if not all(isinstance(each, str) for each in names) or len(set(names)) < len(names):
+        raise InputError(f"the class names of {name} are {names!r}; allowed: a different text for each class")
+    strange = labels[(labels < 0) | (labels >= len(names))]
+    if strange.size:
+        raise InputError(
+            f"{name} has the label {strange[0]}; allowed: 0 to {len(names) - 1}, an index into its {len(names)} class "
+            "names; correct labels or names"
+        )
+    if like is not None and (images.shape[1:] != like.images.shape[1:] or names != like.class_names):
+        raise InputError(
+            f"{name} has images of {list(images.shape[1:])} and classes {names!r}; allowed: those of the dataset, "
+            f"{list(like.images.shape[1:])} and {like.class_names!r}"
+        )
+    return Dataset(images, labels.astype(np.int32), names)
+
+
+def check_classes(splits: Splits) -> None:
+    """Raises `InputError` unless there are at least two classes and each has samples enough in every split."""
+    names = splits.train.class_names
+    if len(names) < 2:
+        raise InputError(f"the data set has {len(names)} class; allowed: at least 2; choose another --config.data.name")
+    for split, least in (("train", MIN_TRAIN_PER_CLASS), ("validation", 1), ("test", 1)):
+        counts = np.bincount(getattr(splits, split).labels, minlength=len(names))
+        if counts.min() < least:
+            name = names[counts.argmin()]
+            raise InputError(
+                f"class {name!r} has {counts.min()} {split} samples; allowed: at least {least}; "
+                "raise --config.data.max_train or change --config.data.validation"
+            )
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Splits into (rest, held out): stratified by class, seeded, equal images never on both sides.
+
+    Both sides keep the order of the data set.
+
+    Args:
+      dataset: N samples.
+      fraction: share held out, 0 to 1.
+      seed: of the draw.
+
+    Returns:
+      The samples that stay, and those held out.
+    """
+    rng = np.random.default_rng(seed)
+    # Equal images are dealt as one card, filed under the class of the first of them.
+    first_of, card = {}, np.empty(len(dataset.labels), np.int64)
+    for index, image in enumerate(dataset.images):
+        card[index] = first_of.setdefault(image.tobytes(), index)
+    held = np.zeros(len(dataset.labels), bool)
+    for label in range(len(dataset.class_names)):
+        cards = np.unique(card[dataset.labels == label])
+        cards = cards[dataset.labels[cards] == label]
+        held[rng.permutation(cards)[: int(fraction * len(cards))]] = True
+    held = held[card]
+    return dataset.take(np.flatnonzero(~held)), dataset.take(np.flatnonzero(held))
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """SHA-256 over images, labels and class names, as 64 hexadecimal digits."""
+    digest = hashlib.sha256(repr((dataset.images.shape, dataset.class_names)).encode())
+    digest.update(np.ascontiguousarray(dataset.images))
+    digest.update(np.ascontiguousarray(dataset.labels, "<i4"))
+    return digest.hexdigest()
+
+
+def batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+    """All samples in order, in batches of one static shape; the last is filled up and masked.
+
+    Args:
+      dataset: N samples.
+      batch_size: B.
+
+    Yields:
+      One `Batch` after the other; its mask is False where a row only fills up.
+    """
+    for start in range(0, len(dataset.labels), batch_size):
+        rows = np.arange(start, start + batch_size)
+        inside = rows < len(dataset.labels)
+        rows = np.where(inside, rows, 0)
+        yield Batch(dataset.images[rows], dataset.labels[rows], inside, start)
+
+
+def steps_per_pass(count: int, batch_size: int) -> int:
+    """Batches that a pass over `count` samples takes."""
+    return -(-count // batch_size)
+
+
+def training_indices(count: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """The rows of training batch `step`: a fresh seeded permutation per pass, batches always full.
+
+    A function of the step alone, so that training can go on from any step. A batch may straddle two passes.
+
+    Args:
+      count: samples in the set.
+      batch_size: rows wanted.
+      step: 0 for the first batch.
+      seed: of the permutations.
+
+    Returns:
+      int64 `[batch_size]`.
+    """
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    passes, places = positions // count, positions % count
+    rows = np.empty(batch_size, np.int64)
+    for number in np.unique(passes):
+        here = passes == number
+        rows[here] = _permutation(count, seed, int(number))[places[here]]
+    return rows
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(count, seed, number):
+    return np.random.default_rng((seed, number)).permutation(count)

@@ -1,0 +1,1 @@
+"""What a network takes from an image, on the device: saliency, places, prototypes, intensity, contributions."""

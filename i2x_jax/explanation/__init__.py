@@ -1,0 +1,1 @@
+"""From measured arrays to the structured explanation, on the host."""

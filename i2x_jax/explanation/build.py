@@ -1,0 +1,263 @@
+"""The arrays of a run, put together into the structured explanation (DESIGN 2.7). NumPy only."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from i2x_jax.explanation import uncertainty
+from i2x_jax.explanation.types import (
+    SCHEMA,
+    ClassEvidence,
+    ClassExplanation,
+    Explanation,
+    Interval,
+    Neighbour,
+    PairExplanation,
+    Prototype,
+    Separating,
+    Specialised,
+    Support,
+    UncertainPrototype,
+    from_json,
+    to_json,
+)
+
+SALIENT_SHARE, SALIENT_DENSITY = 0.05, 1.5
+SHARED_SHARE = 0.8
+SPECIALISED_MOST, SPECIALISED_LEAST = 0.6, 0.2
+# Short lists keep the file small enough to read; the arrays of the run directory hold the rest.
+MAX_SUPPORT = 12
+MAX_SEPARATING = 5
+MAX_NEAREST = 3
+MAX_SUPPORTED_CLASSES = 3
+
+
+def salient(intensity: np.ndarray, area: np.ndarray) -> np.ndarray:
+    """Which prototypes stand out in which samples: bool [N,K] from intensity and area [N,K] (DESIGN 2.7).
+
+    A salient prototype holds over 5 % of the sample's saliency mass and at least 1.5 times its share of the area.
+    Signed intensity counts by its absolute value; a sample without mass has no salient prototype.
+    """
+    mass = uncertainty.saliency_mass(intensity, area)
+    total, locations = mass.sum(axis=1, keepdims=True), np.asarray(area).sum(axis=1, keepdims=True)
+    share = np.divide(mass, total, out=np.zeros_like(mass), where=total > 0)
+    # Multiplied out, so that a prototype of exactly 1.5 times its share is not lost to rounding.
+    return (share > SALIENT_SHARE) & (mass * locations >= SALIENT_DENSITY * area * total)
+
+
+def shared(salient: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Prototypes salient in at least 80 % of a class's samples: bool [M,K] from bool [N,K], labels [N] (DESIGN 2.7).
+
+    A class without samples shares none.
+    """
+    result = np.zeros((num_classes, salient.shape[1]), bool)
+    for label in np.unique(labels):
+        result[label] = salient[labels == label].mean(axis=0) >= SHARED_SHARE
+    return result
+
+
+def specialised(
+    salient: np.ndarray, labels: np.ndarray, groups: np.ndarray, num_classes: int, interval: int = 0
+) -> list[list[Specialised]]:
+    """Prototypes that distinguish the groups of a class in one interval (DESIGN 2.7).
+
+    Args:
+      salient: bool [N,K] at the end of the interval.
+      labels: int [N].
+      groups: int [N] of the interval; a group is the rows of one class with one id >= 0.
+      num_classes: M.
+      interval: its index, copied to the records.
+
+    Returns:
+      M lists, one record per prototype salient in at least 60 % of one group and at most 20 % of another; of groups
+      with equal shares the one with the smaller id is named.
+    """
+    records = [[] for _ in range(num_classes)]
+    for label in np.unique(labels):
+        ids = np.unique(groups[(labels == label) & (groups >= 0)])
+        if len(ids) < 2:
+            continue
+        shares = np.stack([salient[(labels == label) & (groups == group)].mean(axis=0) for group in ids])  # [G,K]
+        found = (shares.max(axis=0) >= SPECIALISED_MOST) & (shares.min(axis=0) <= SPECIALISED_LEAST)
+        for k in np.flatnonzero(found):
+            of_groups = shares[:, k].tolist()
+            most, least = shares[:, k].argmax(), shares[:, k].argmin()
+            record = Specialised(interval, int(k), int(ids[most]), of_groups[most], int(ids[least]), of_groups[least])
+            records[label].append(record)
+    return records
+
+
+def build_explanation(
+    *,
+    classes: Sequence[str],
+    steps: np.ndarray,
+    labels: np.ndarray,
+    counts: np.ndarray,
+    centroids: np.ndarray,
+    area: np.ndarray,
+    intensity: np.ndarray,
+    groups: np.ndarray,
+    fallbacks: Sequence[Collection[str]],
+    mapping: Mapping[str, np.ndarray],
+    contributions: np.ndarray,
+    validation_labels: np.ndarray,
+    validation_confidence: np.ndarray,
+    pairs: Mapping[tuple[int, int], uncertainty.PairScores],
+    group_by: str,
+    fit: str,
+) -> Explanation:
+    """Puts the arrays of a run together into the structured explanation (DESIGN 2.7, 4).
+
+    Args:
+      classes: M names.
+      steps: int [T].
+      labels: int [N].
+      counts: int [K], locations of each prototype.
+      centroids: [K,D].
+      area: int [N,K], see `uncertainty.prototype_area`.
+      intensity: [T,N,K]; may be a memory map, of which two checkpoints at a time are read.
+      groups: int [T-1,N], >= 0 group, -1 noise, -2 unchanged.
+      fallbacks: for every interval, texts that name how the grouping fell back (`grouping.Groups.fallback`).
+      mapping: the members of `mapping.npz`, and `sign_agreement` [T-1,K,M] of the sample fit.
+      contributions: [T,M,K,M] mean contributions (class of the sample, prototype, class of the logit), in logits.
+      validation_labels: int [Nv].
+      validation_confidence: [T,Nv,M] in [0,1].
+      pairs: scores of the analysed pairs (a,b), a<b.
+      group_by: `class` or `global`, the meaning of `groups`.
+      fit: `samples` or `groups`: whose coefficients give the support. Only the sample fit is bootstrapped, so that a
+        coefficient of `groups` that differs from it in sign is taken as unstable.
+
+    Returns:
+      The explanation, equal to what `from_json` reads back from its `to_json`.
+
+    Raises:
+      ValueError: a key of `pairs` is not a<b.
+    """
+    if any(a >= b for a, b in pairs):
+        raise ValueError(f"pairs are {sorted(pairs)}; the first class of each must be the smaller index")
+    deviation, shared_by, special = _over_time(intensity, area, labels, groups, len(classes))
+    coefficients = mapping["beta" if fit == "samples" else "beta_groups"]
+    agreement = np.where(np.sign(coefficients) == np.sign(mapping["beta"]), mapping["sign_agreement"], 0)
+    support = deviation[:, :, None] * coefficients
+    confusion = uncertainty.soft_confusion(validation_confidence[-1], validation_labels)
+    taken_for = np.zeros(confusion.shape, int)
+    np.add.at(taken_for, (validation_labels, validation_confidence[-1].argmax(axis=1)), 1)
+    explanation = Explanation(
+        schema=SCHEMA,
+        classes=tuple(classes),
+        steps=tuple(steps),
+        group_by=group_by,
+        fit=fit,
+        prototypes=_prototypes(counts, centroids, contributions[-1], classes),
+        per_class=tuple(
+            ClassExplanation(
+                name=name,
+                samples=np.sum(labels == c),
+                shared=tuple(np.flatnonzero(shared_by[c])),
+                specialised=tuple(special[c]),
+                support=_supports(support[:, :, c], agreement[:, :, c], contributions[:, c, :, c], mapping["r2"]),
+            )
+            for c, name in enumerate(classes)
+        ),
+        pairs=tuple(
+            PairExplanation(
+                a=classes[a],
+                b=classes[b],
+                told_apart=uncertainty.told_apart(validation_confidence, validation_labels, steps, a, b),
+                soft_confusions=(confusion[a, b], confusion[b, a]),
+                confusions=(taken_for[a, b], taken_for[b, a]),
+                separating=_separating(a, b, contributions[-1]),
+                **_analysed(pairs.get((a, b))),
+            )
+            for a, b in uncertainty.rank_pairs(confusion)
+        ),
+        intervals=tuple(
+            _interval(t, steps, labels, groups[t], fallbacks[t], mapping, group_by) for t in range(len(steps) - 1)
+        ),
+    )
+    # Through the text, so that the explanation at hand and the one read back tomorrow are the same.
+    return from_json(to_json(explanation))
+
+
+def _over_time(intensity, area, labels, groups, num_classes):
+    """Deviation of the changes [T-1,K], shared prototypes [M,K] at the end, and the specialised ones of each class."""
+    deviation, special = [], [[] for _ in range(num_classes)]
+    before = np.array(intensity[0])
+    for t in range(1, len(intensity)):
+        now = np.array(intensity[t])
+        deviation.append((now - before).std(axis=0, dtype=np.float64))
+        found = specialised(salient(now, area), labels, groups[t - 1], num_classes, t - 1)
+        special = [earlier + records for earlier, records in zip(special, found, strict=True)]
+        before = now
+    return np.array(deviation), shared(salient(before, area), labels, num_classes), special
+
+
+def _prototypes(counts, centroids, contributions, classes):
+    # Row by row: differences keep the digits of near centroids, and all at once would be [K,K,D].
+    centroids = np.asarray(centroids, np.float64)
+    distances = np.stack([np.linalg.norm(centroids - centroid, axis=1) for centroid in centroids])
+    own = np.einsum("ckc->kc", contributions)  # [K,M] for the class of the sample
+    records = []
+    for k, count in enumerate(counts):
+        nearest = [j for j in np.argsort(distances[k], kind="stable") if j != k][:MAX_NEAREST]
+        best = [c for c in np.argsort(-own[k], kind="stable") if own[k, c] > 0][:MAX_SUPPORTED_CLASSES]
+        supports = tuple(ClassEvidence(classes[c], own[k, c]) for c in best)
+        neighbours = tuple(Neighbour(j, distances[k, j]) for j in nearest)
+        records.append(Prototype(k, count, count / np.sum(counts), supports, neighbours))
+    return tuple(records)
+
+
+def _supports(support, agreement, contributions, r2):
+    """The stable supports of one class, strongest first within each interval: support [T-1,K], contributions [T,K].
+
+    Of intervals in which too little changed to measure a fit (r2 is NaN) there are none.
+    """
+    records = []
+    for t, of_interval in enumerate(support):
+        if np.isnan(r2[t]):
+            continue
+        stable = np.flatnonzero((agreement[t] >= uncertainty.STABLE) & (of_interval != 0) & ~np.isnan(of_interval))
+        for k in stable[np.argsort(-abs(of_interval[stable]), kind="stable")][:MAX_SUPPORT]:
+            contribution, change = contributions[t + 1, k], contributions[t + 1, k] - contributions[t, k]
+            disagrees = np.sign(of_interval[k]) * contribution < 0
+            records.append(Support(t, k, of_interval[k], agreement[t, k], contribution, change, disagrees))
+    return tuple(records)
+
+
+def _separating(a, b, contributions):
+    evidence_a = contributions[a, :, a] - contributions[a, :, b]
+    evidence_b = contributions[b, :, b] - contributions[b, :, a]
+    strongest = np.argsort(-(abs(evidence_a) + abs(evidence_b)), kind="stable")[:MAX_SEPARATING]
+    return tuple(Separating(k, evidence_a[k], evidence_b[k]) for k in strongest)
+
+
+def _analysed(scores):
+    """What a pair's own fit says, by name of the field; None throughout without scores."""
+    if scores is None:
+        return dict.fromkeys(("uncertain", "counted", "r2", "r2_null"))
+    u, raw_flips = uncertainty.uncertain_scores(scores)
+    uncertain = tuple(
+        UncertainPrototype(k, u[k], raw_flips[k], tuple(scores.s[:, k]), tuple(scores.stable[:, k]))
+        for k in np.argsort(-u, kind="stable")
+        if u[k] > 0
+    )
+    counted, r2, r2_null = (tuple(values) for values in (scores.counted, scores.r2, scores.r2_null))
+    return {"uncertain": uncertain, "counted": counted, "r2": r2, "r2_null": r2_null}
+
+
+def _interval(t, steps, labels, groups, fallbacks, mapping, group_by):
+    grouped = groups >= 0
+    # With group_by=class a group is the pair (class, id).
+    members = np.stack([labels * (group_by == "class"), groups])[:, grouped]
+    fits = {name: mapping[name][t] for name in ("r2", "r2_class", "r2_total", "r2_groups", "gain", "gain_total")}
+    return Interval(
+        from_step=steps[t],
+        to_step=steps[t + 1],
+        groups=np.unique(members, axis=1).shape[1],
+        noise=np.sum(groups == -1),
+        unchanged=np.sum(groups == -2),
+        fallbacks=tuple(sorted(set(fallbacks))),
+        **fits,
+        null=tuple(mapping["gain_null"][t]),
+        above_null=mapping["gain"][t] > mapping["gain_null"][t][1],
+    )

@@ -1,0 +1,56 @@
+"""A classifier cut in two: the type that every step takes (DESIGN 2.1)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, nested dicts of arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A classifier cut in two at its tap; pure functions of plain dicts, to be jitted by the caller.
+
+    Attributes:
+      features: `(variables, images) -> float32 [B, h, w, d]`; images are 0 to 255, uint8 or float; BatchNorm uses the
+        statistics in `variables`.
+      head: `(variables, features) -> float32 logits [B, M]`.
+      init: `key -> variables`.
+      train_logits: `(variables, images) -> (logits, batch_stats)` with the batch's own statistics, and the running
+        averages (momentum 0.9) that follow from them.
+      batch_statistics: `(variables, images) -> batch_stats`: exactly the mean and variance of every BatchNorm input
+        over these images.
+      linear_head: `variables -> (weights [d, M], bias [M])` where the head is a global average pool and a linear layer,
+        else None.
+      feature_shape: (h, w, d).
+      receptive_field: side in pixels of what one location of the map depends on.
+      tap: the stage after which the network is cut.
+
+    A network of a user's own, which is not trained here, has no `init`, `train_logits` and `batch_statistics`.
+    """
+
+    features: Callable[[Variables, jax.Array], jax.Array]
+    head: Callable[[Variables, jax.Array], jax.Array]
+    init: Callable[[jax.Array], Variables] | None
+    train_logits: Callable[[Variables, jax.Array], tuple[jax.Array, dict]] | None
+    batch_statistics: Callable[[Variables, jax.Array], dict] | None
+    linear_head: Callable[[Variables], tuple[jax.Array, jax.Array]] | None
+    feature_shape: tuple[int, int, int]
+    receptive_field: int
+    tap: str
+
+
+class Tap(NamedTuple):
+    """A place where a network can be cut in two.
+
+    Attributes:
+      name: of the stage after which it is cut.
+      feature_shape: (h, w, d) of the map there.
+      receptive_field: side in pixels of what one location of the map depends on.
+    """
+
+    name: str
+    feature_shape: tuple[int, int, int]
+    receptive_field: int

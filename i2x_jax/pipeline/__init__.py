@@ -1,0 +1,1 @@
+"""Writing a run: its directory, and the steps that fill it."""

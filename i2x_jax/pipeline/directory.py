@@ -1,0 +1,254 @@
+"""The run directory: its files, and how they come into being whole or not at all (DESIGN section 4)."""
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import json
+import os
+import pathlib
+import resource
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from i2x_jax import config as config_lib
+from i2x_jax.config import Config, InputError
+from i2x_jax.pipeline.tensorboard import EventFile
+from i2x_jax.results.arrays import read_array
+from i2x_jax.results.files import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    STEPS,
+    metrics_line,
+    read,
+    read_config,
+    read_header,
+    read_metrics,
+    refuse_links,
+)
+
+# What the system says of a folder that cannot be written to; other errors are bugs and keep their traceback.
+UNUSABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST),  # a folder where a file belongs, or the reverse
+)
+# What getrusage(2) counts in on Linux.
+KIBIBYTE = 1024
+
+
+class RunDirectory:
+    """Writing side of a run directory: one run at a time, every file whole or absent.
+
+    Attributes:
+      path: the directory, which all processes of a run share.
+      main: whether this is the process that writes; in the others writing does nothing.
+      barrier: waits for the other processes; its argument names the place.
+      quiet: whether nothing is said and no bar shown while it is worked on.
+      open_events: from the lines of metrics.jsonl to the `tensorboard.EventFile` that follows them; None for none.
+    """
+
+    def __init__(self, path: str | os.PathLike, main: bool = True, barrier: Callable[[str], None] = lambda place: None):
+        self.path = pathlib.Path(path).absolute()
+        self.main = main
+        self.barrier = barrier
+        self.quiet = False
+        self.open_events: Callable[[list[dict]], EventFile] | None = None
+        self._events: EventFile | None = None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and holds it for this run; the system lets go of it however the process ends.
+
+        Raises:
+          InputError: no permission, not a folder, or another run is at work in it.
+        """
+        if not self.main:
+            yield
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(_unusable(self.path, error)) from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"work directory {self.path} is in use by another process; allowed: one at a time; "
+                    "wait for it or choose another --workdir"
+                ) from None
+            if not os.access(self.path, os.W_OK | os.X_OK):
+                raise InputError(_unusable(self.path, PermissionError("no permission to write")))
+            refuse_links(self.path)
+            self._discard_leftovers()
+            yield
+        except OSError as error:
+            if error.errno not in UNUSABLE:
+                raise
+            raise InputError(_unusable(self.path, error)) from None
+        finally:
+            if self._events:
+                self._events.close()
+            os.close(handle)
+
+    def _discard_leftovers(self):
+        """Removes what a killed process left half-made, and what is no longer needed to go on from."""
+        patterns = (".tmp-*", ".refine-seed-*.json") if self.complete("refine") else (".tmp-*",)
+        for path in itertools.chain.from_iterable(self.path.glob(pattern) for pattern in patterns):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    def check_config(self, config: Config) -> None:
+        """Raises `InputError` if the folder holds another run, something that is not a run, or links."""
+        refuse_links(self.path)
+        if (self.path / CONFIG).exists():
+            changed = config_lib.differences(read_config(self.path), config)
+            if changed:
+                raise InputError(
+                    f"work directory {self.path} was made with another config ({'; '.join(changed)}); allowed: the "
+                    "same config; choose another --workdir"
+                )
+        elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise InputError(
+                f"work directory {self.path} holds files but no {CONFIG}; allowed: an empty folder or one made by "
+                "this program; choose another --workdir"
+            )
+
+    def complete(self, step: str) -> bool:
+        """Whether all files of a step are there."""
+        if not all((self.path / name).exists() for name in STEPS[step][1]):
+            return False
+        if step != "train":
+            return True
+        return all((self.path / CHECKPOINTS / str(kept)).is_dir() for kept in read_array(self.path / "steps.npy", {}))
+
+    @contextlib.contextmanager
+    def making(self, step: str) -> Iterator[pathlib.Path]:
+        """A temporary folder whose files move to their place if all goes well, those of `STEPS` last and in order.
+
+        Processes that do not write get a folder of their own, and what they put there is dropped.
+        """
+        if not self.main:
+            with tempfile.TemporaryDirectory() as folder:
+                yield pathlib.Path(folder)
+            return
+        folder = self._temporary(step)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+            promised = STEPS[step][1]
+            extra = sorted(path.name for path in folder.iterdir() if path.name not in promised)
+            for name in (*extra, *promised):
+                os.replace(folder / name, self.path / name)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _temporary(self, step):
+        return self.path / f".tmp-{step}"
+
+    def shared_memmap(self, step: str, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
+        """A new .npy file among those `making` a step, mapped for writing by all processes; each writes its own rows.
+
+        Its space on disk is taken at once: a disk that fills up later would kill the process on a write to memory.
+        """
+        path = self._temporary(step) / name
+        if self.main:
+            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        self.barrier(f"{name} made")
+        return array if self.main else np.lib.format.open_memmap(path, mode="r+")
+
+    def progress_bar(self, label: str, total: int, unit: str) -> tqdm:
+        """A bar on stderr with count, rate and time left, where that is a terminal; silent elsewhere.
+
+        Args:
+          label: what is done, in front of the bar.
+          total: how many there are to do.
+          unit: of what, in the singular.
+        """
+        disable = None if self.main and not self.quiet else True
+        return tqdm(total=total, desc=label, unit=f" {unit}", unit_scale=total > 10_000, leave=False, disable=disable)
+
+    def say(self, line: str) -> None:
+        """Prints a line on stdout, once for all processes of a run, unless it is to be quiet."""
+        if self.main and not self.quiet:
+            print(line, flush=True)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file whole or not at all."""
+        if not self.main:
+            return
+        temporary = self.path / f".tmp-{name}"
+        try:
+            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+            os.replace(temporary, self.path / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def discard(self, pattern: str) -> None:
+        """Deletes files that were only there to go on from."""
+        for path in self.path.glob(pattern) if self.main else ():
+            path.unlink()
+
+    def add_timing(self, step: str, seconds: float) -> None:
+        """Records in config.json what a step took, in the process that writes.
+
+        Under `timing` its seconds, over all attempts; under `peak_memory` the most resident memory in bytes that the
+        process had held when the step ended.
+        """
+        if not self.main:
+            return
+        header = read_header(self.path)
+        header["timing"][step] = round(header["timing"].get(step, 0.0) + seconds, 3)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIBIBYTE
+        memory = header.setdefault("peak_memory", {})
+        memory[step] = max(memory.get(step, 0), peak)
+        self.write_json(CONFIG, header)
+
+    def cut_metrics(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl that a training going on from `step` will write again."""
+        if not self.main:
+            return
+        path = self.path / METRICS
+
+        def kept_lines(path):
+            # A line is written before its checkpoint, so those up to `step` are whole.
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            return [line for line in whole if metrics_line(line)["step"] <= step]
+
+        kept = read(path, kept_lines) if path.exists() else []
+        temporary = self.path / f".tmp-{METRICS}"
+        temporary.write_text("".join(kept))
+        os.replace(temporary, path)
+        self.begin_events()
+
+    def begin_events(self) -> None:
+        """Has events follow metrics.jsonl from its first line, if anybody asked for them and they do not yet."""
+        if self.main and self.open_events and not self._events:
+            path = self.path / METRICS
+            self._events = self.open_events(read_metrics(path) if path.exists() and path.stat().st_size else [])
+
+    def add_metrics(self, step: int, split: str, loss: float, accuracy: float) -> None:
+        """Appends one line to metrics.jsonl."""
+        if not self.main:
+            return
+        line = {"step": step, "split": split, "loss": loss, "accuracy": accuracy}
+        with (self.path / METRICS).open("a") as file:
+            file.write(json.dumps(line, allow_nan=False) + "\n")
+        if self._events:
+            self._events.add(line)
+
+
+def _unusable(path, error):
+    return (
+        f"work directory {path} cannot be used ({error}); allowed: a folder with permission to write and space; "
+        "mend that or choose another --workdir"
+    )

@@ -1,0 +1,98 @@
+"""The stage `report`: a finished run to one HTML file that people read (report.html)."""
+
+import numpy as np
+
+from i2x_jax.devices.mesh import fetch
+from i2x_jax.evidence.saliency import crop_size
+from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.report import charts, content, gallery, page
+from i2x_jax.report.examples import choose_images
+from i2x_jax.results.files import REPORT
+from i2x_jax.results.opened_run import Run
+from i2x_jax.results.story import maps_of
+
+# What follows the checkpoints: prototypes, separating ones in their classes, classes, images, the page.
+PARTS = 5
+
+
+def write_report(directory: RunDirectory, work: Run) -> None:
+    """report.html: figures from the files of the run, and saliency of the images shown, from the weights."""
+    rng = np.random.default_rng(work.config.seed)
+    if directory.main:
+        left_out = work.arrays("curated")["left_out"]
+        chosen = choose_images(work.array("confidence"), np.array(work.array("labels")), left_out, rng)
+        members, separating = gallery.choose_members(work, rng), gallery.choose_in_classes(work)
+    over_time = []
+    with directory.progress_bar("report", len(work.steps) + PARTS, "part") as bar:
+        for step in work.steps:
+            # Restoring is for all processes, the rest for the one that writes.
+            variables = fetch(work.variables(step))
+            if directory.main:
+                over_time.append(maps_of(work, variables, chosen.rows()))
+            bar.update(1)
+        if not directory.main:
+            return
+        rows = np.unique(np.concatenate([*(kind for each in members for kind in each), *separating.values()]))
+        final = dict(zip(rows.tolist(), maps_of(work, variables, rows), strict=True))
+        by_image = dict(zip(chosen.rows().tolist(), np.stack(over_time, axis=1), strict=True))
+        sides = crop_size(work.model, work.dataset.images.shape[1:]), work.model.receptive_field
+        shown = {}
+        for part, make in (
+            ("prototypes", lambda: gallery.prototypes(work, members, final, sides)),
+            ("inClasses", lambda: gallery.in_classes(work, separating, final, sides)),
+            ("perClass", lambda: gallery.classes(work, rng)),
+            ("images", lambda: gallery.images(work, chosen, by_image)),
+        ):
+            shown[part] = make()
+            bar.update(1)
+        with directory.making("report") as folder:
+            text = page.render(page_content(work, shown, sides))
+            (folder / REPORT).write_text(text, encoding="utf-8")
+        bar.update(1)
+
+
+def page_content(work: Run, shown: dict, sides: tuple[int, int]) -> dict:
+    """What the page is made of: `shown` (of `report.gallery`) and the figures of the run."""
+    explanation = work.explanation
+    names = [content.visible(name) for name in explanation.classes]
+    steps, intervals = [str(step) for step in work.steps], content.labelled_intervals(work)
+    overview, learning, refinement = content.overview(work), content.learning(work, names), content.refinement(work)
+    specs = {
+        "fidelity": overview["chart"],
+        "lines": learning["chart_lines"],
+        "changes": learning["chart_changes"],
+        "apart": learning["chart_apart"],
+        "accuracy": refinement["chart_accuracy"],
+        "difference": refinement["chart_difference"],
+        "prototype": charts.over_time(
+            steps, "contribution, logits", "Contribution of the prototype to classes over time"
+        ),
+        "contributions": charts.heat(steps, "step", "contribution, logits", "Contribution of prototypes to the class"),
+        "support": charts.heat(
+            intervals, "steps from–to", "support, confidence", "Support of prototypes for the class"
+        ),
+        "pair": charts.heat(intervals, "steps from–to", "s, confidence", "Effect of prototypes between two classes"),
+        "confidence": charts.over_time(steps, "confidence", "Confidence of the image over time"),
+        "intensity": charts.over_time(steps, "intensity, logits", "Intensity of prototypes in the image over time"),
+    }
+    data = shown | {
+        "names": names,
+        "keys": list(explanation.classes),
+        "steps": steps,
+        "intervals": intervals,
+        "pairs": content.pairs(work),
+        "allPairs": len(explanation.pairs),
+        "samples": overview["samples"],
+        "specs": {name: spec for name, spec in specs.items() if spec},
+    }
+    return {
+        "overview": overview,
+        "learning": learning,
+        "refinement": refinement,
+        "prototypes": len(explanation.prototypes),
+        "names": names,
+        "steps": steps,
+        "sides": sides,
+        "pair_count": len(explanation.pairs),
+        "data": data,
+    }

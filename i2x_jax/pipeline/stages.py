@@ -1,0 +1,218 @@
+"""The stages of a run in order, and what is checked before the first (DESIGN sections 3 to 5)."""
+
+import math
+import pathlib
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib import metadata
+
+import jax
+import numpy as np
+
+from i2x_jax import config as config_lib
+from i2x_jax.config import Config, InputError
+from i2x_jax.data.dataset import Splits, fingerprint
+from i2x_jax.devices.mesh import barrier, is_main
+from i2x_jax.models import torch_weights
+from i2x_jax.models.model import Model
+from i2x_jax.pipeline import tensorboard
+from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.pipeline.explain import draw_contact_sheet, map_changes, measure_evidence
+from i2x_jax.pipeline.prototypes import find_prototypes
+from i2x_jax.pipeline.refine import refine
+from i2x_jax.pipeline.report import write_report
+from i2x_jax.pipeline.train import checkpoint_steps, train
+from i2x_jax.results.files import CONFIG, REPORT, STEPS, TENSORBOARD, read_header
+from i2x_jax.results.opened_run import Run, dataset_of, model_of
+from i2x_jax.training import loop as training
+
+MAKERS: dict[str, Callable[[RunDirectory, Run], None]] = {
+    "train": train,
+    "prototypes": find_prototypes,
+    "evidence": measure_evidence,
+    "mapping": map_changes,
+    "contact_sheet": draw_contact_sheet,
+    "refine": refine,
+    "report": write_report,
+}
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn")
+MAX_PROTOTYPES = np.iinfo(np.int16).max
+
+
+def run(
+    config: Config,
+    workdir: str,
+    stages: Iterable[str],
+    data_dir: str | None = None,
+    events: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Runs stages, and before them whatever they need that is not there yet; finished steps are not done again.
+
+    Args:
+      config: all settings.
+      workdir: the run directory, new or of the same config.
+      stages: of `results.files.STAGES`.
+      data_dir: where prepared data sets are.
+      events: write the metrics as TensorBoard events too.
+      quiet: print nothing and show no progress bars.
+
+    Raises:
+      InputError: settings, data or directory cannot be used; nothing finished is touched.
+    """
+    directory = RunDirectory(workdir, is_main(), barrier)
+    directory.quiet = quiet
+    if events:
+        tensorboard.check_installed()
+    last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
+    splits = dataset_of(config, data_dir)
+    model = model_of(config, splits.train)
+    check_feasible(config, splits, model)
+    if events:
+        directory.open_events = event_file_of(directory, config, splits)
+    # Once training is done, the weights that it started from are not needed any more.
+    source = None if directory.complete("train") else config.model.init_from
+    if source:
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        torch_weights.from_torch(config.model.name, torch_weights.read(source), shapes, source)
+    with directory.locked():
+        directory.check_config(config)
+        directory.barrier("directory checked")
+        write_header(directory, config, splits, {"init_from_sha256": torch_weights.sha256(source)} if source else {})
+        directory.barrier("header written")
+        work = Run(workdir, data_dir)
+        # At hand already: reading data and tracing a large network again would take seconds.
+        work.splits, work.model = splits, model
+        makers = {step: MAKERS[step] for step in list(STEPS)[: last + 1]}
+        if "report" in makers:
+            directory.say(f"The report will be {directory.path / REPORT}")
+        else:
+            directory.say(f"The run directory is {directory.path}")
+        make_steps(directory, work, makers, directory.say)
+
+
+def make_steps(
+    directory: RunDirectory,
+    work: Run,
+    makers: Mapping[str, Callable[[RunDirectory, Run], None]],
+    say: Callable[[str], None],
+) -> None:
+    """Makes those steps, in order, that are not complete; the process that writes tells `say` a line about each.
+
+    Args:
+      directory: where their files go.
+      work: the same, to read from.
+      makers: what makes each step, by its name in `results.files.STEPS`.
+      say: told one line a step.
+    """
+    for number, (step, make) in enumerate(makers.items(), 1):
+        done = directory.complete(step)
+        directory.barrier(f"{step} starts")
+        started = time.perf_counter()
+        if not done:
+            make(directory, work)
+        directory.begin_events()
+        directory.barrier(f"{step} ends")
+        seconds = time.perf_counter() - started
+        if not done:
+            directory.add_timing(step, seconds)
+        if directory.main:
+            say(f"[{number}/{len(makers)}] {step}: {'already done' if done else f'done in {seconds:.1f} s'}")
+
+
+def check_feasible(config: Config, splits: Splits, model: Model) -> None:
+    """Raises `InputError` for settings that do not fit the data, the model or the devices, before any work is done."""
+    check_explainable(config, splits, model)
+    if config.train.batch_size % jax.device_count():
+        raise InputError(
+            f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
+            f"{jax.device_count()} devices; set --config.train.batch_size"
+        )
+    checkpoint_steps(config, splits.train)
+
+
+def check_explainable(config: Config, splits: Splits, model: Model) -> None:
+    """Raises `InputError` for settings of the explanation that do not fit the data or the model."""
+    train = splits.train
+    h, w, d = model.feature_shape
+    places = min(len(train.labels) * h * w, config.explain.max_locations or math.inf)
+    explain = config.explain
+    for key, value, high, what in (
+        ("explain.num_prototypes", explain.num_prototypes, places, "feature locations that K-means is fitted on"),
+        ("explain.num_prototypes", explain.num_prototypes, MAX_PROTOTYPES, "prototypes that fit an int16"),
+        ("explain.pca_dims", explain.pca_dims, d, "feature channels at this tap"),
+    ):
+        if value > high:
+            raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set --config.{key}")
+    unknown = [name for name in config.refine.pair if name not in train.class_names]
+    if unknown:
+        raise InputError(
+            f"config key refine.pair names {unknown[0]!r}; allowed: {', '.join(train.class_names)}; "
+            "set --config.refine.pair"
+        )
+
+
+def event_file_of(
+    directory: RunDirectory, config: Config, splits: Splits
+) -> Callable[[list[dict]], tensorboard.EventFile]:
+    """How a run directory opens its event file.
+
+    Returns:
+      What makes the event file from the lines of metrics.jsonl that are there already.
+    """
+    settings, total = config.train, checkpoint_steps(config, splits.train)[-1]
+    rate = training.learning_rate_schedule(settings.learning_rate, total, settings.warmup)
+    return lambda lines: tensorboard.EventFile(directory.path / TENSORBOARD, lines, lambda step: float(rate(step - 1)))
+
+
+def write_header(directory: RunDirectory, config: Config, splits: Splits, weights: Mapping[str, str]) -> None:
+    """Writes config.json, or checks that the data are still those that the run was made with.
+
+    So are the weights that were given, if any.
+
+    Args:
+      directory: of the run.
+      config: all settings.
+      splits: whose fingerprints are kept.
+      weights: fingerprints of weights that were given, as `init_from_sha256` or `checkpoints_sha256`.
+
+    Raises:
+      InputError: the run was begun with other data, other initial weights or other checkpoints.
+    """
+    prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
+    if (directory.path / CONFIG).exists():
+        made_with = read_header(directory.path)["provenance"]
+        if any(digest != made_with.get(name) for name, digest in weights.items()):
+            what = f"weights in {config.model.init_from}" if config.model.init_from else "checkpoints"
+            raise InputError(
+                f"the {what} differ from those that {directory.path} was begun with; allowed: the same; restore them "
+                "or choose another --workdir"
+            )
+        changed = [name for name in prints if prints[name] != made_with["data_fingerprint"].get(name)]
+        if changed:
+            raise InputError(
+                f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "
+                "allowed: the same data; restore it or choose another --workdir"
+            )
+        return
+    provenance = {
+        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
+        "devices": [str(device) for device in jax.devices()],
+        "platform": jax.default_backend(),
+        "git_revision": git_revision(),
+        "data_fingerprint": prints,
+    }
+    provenance |= weights
+    header = {"config": config_lib.to_dict(config), "provenance": provenance, "timing": {}, "peak_memory": {}}
+    directory.write_json(CONFIG, header)
+
+
+def git_revision() -> str | None:
+    """The revision of the checkout this code runs from, if it is one."""
+    command = ["git", "-C", str(pathlib.Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,143 @@
+"""The stage `train`: images to checkpoints (DESIGN 2.1)."""
+
+import itertools
+
+import jax
+import numpy as np
+
+from i2x_jax.config import Config, InputError
+from i2x_jax.data.dataset import Dataset, steps_per_pass
+from i2x_jax.devices.mesh import fetch, replicate
+from i2x_jax.models import torch_weights
+from i2x_jax.models.model import Variables
+from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.results.files import CHECKPOINTS
+from i2x_jax.results.opened_run import Run
+from i2x_jax.training import loop as training
+from i2x_jax.training.checkpoints import Checkpoints, present_steps, select_steps
+
+
+def checkpoint_steps(config: Config, train: Dataset) -> tuple[int, ...]:
+    """The steps whose checkpoints are kept and analysed."""
+    total = steps_per_pass(len(train.labels), config.train.batch_size) * config.train.epochs
+    return select_steps(config.train.checkpoints, config.train.num_checkpoints, total)
+
+
+def initial_variables(directory: RunDirectory, work: Run) -> Variables:
+    """The weights of step 0: drawn with the config's seed, or read from `model.init_from`.
+
+    A classifier for another number of classes than the data's is left as drawn, and a line printed that says so.
+    """
+    config = work.config
+    drawn = work.model.init(jax.random.key(config.seed))
+    source = config.model.init_from
+    if not source:
+        return drawn
+    tensors = torch_weights.read(source)
+    variables, other_classes = torch_weights.from_torch(config.model.name, tensors, drawn, source)
+    if other_classes:
+        directory.say(
+            f"{source} knows {other_classes} classes and the data have {len(work.dataset.class_names)}: "
+            "its classifier is not used, a new one is drawn"
+        )
+    return variables
+
+
+def measure(directory: RunDirectory, work: Run, variables: Variables, step: int, last: bool) -> None:
+    """Adds loss and accuracy of a kept checkpoint to metrics.jsonl.
+
+    Train and test are measured once, at the end; validation is what choices are made on.
+
+    Raises:
+      NotFiniteError: a loss is not; the last step before a checkpoint may ruin weights whose loss was still finite.
+    """
+    for split in ("validation", "train", "test") if last else ("validation",):
+        dataset = getattr(work.splits, split)
+        logits = training.predict(work.model, variables, dataset, work.config.explain.batch_size)
+        loss, accuracy = training.loss_and_accuracy(logits, dataset.labels)
+        if not np.isfinite(loss):
+            raise training.NotFiniteError(step)
+        directory.add_metrics(step, split, loss, accuracy)
+
+
+def train(directory: RunDirectory, work: Run) -> None:
+    """Trains, or goes on training, and writes checkpoints/, metrics.jsonl, labels.npy and steps.npy (DESIGN 2.1).
+
+    Raises:
+      InputError: the loss was not finite at some step.
+    """
+    config, model, splits = work.config, work.model, work.splits
+    settings = config.train
+    kept = checkpoint_steps(config, splits.train)
+    # Between two kept checkpoints others are written, to go on from, and removed when they are passed.
+    every = settings.resume_every or kept[-1]
+    stops = sorted({*kept, *range(every, kept[-1], every)})
+    optimizer = training.make_optimizer(
+        settings.optimizer, settings.learning_rate, settings.weight_decay, kept[-1], settings.warmup
+    )
+    calibration = training.batch_norm_images(splits.train, config.seed)
+    with Checkpoints(directory.path / CHECKPOINTS) as checkpoints:
+        state = training.init_state(initial_variables(directory, work), optimizer)
+        totals = training.zero_totals()
+        present = present_steps(directory.path / CHECKPOINTS)
+        reached, passing = resume_step(present, kept), set(present) - set(kept)
+        directory.barrier("train: checkpoints listed")
+        directory.cut_metrics(-1 if reached is None else reached)
+
+        def keep(step, state, totals):
+            variables = training.recompute_batch_norm(model, state.variables, calibration)
+            if step in kept:
+                measure(directory, work, variables, step, last=step == kept[-1])
+            checkpoints.save(step, variables, (state.opt_state, totals))
+            checkpoints.remove(passing - {step})
+            passing.clear()
+            passing.update({step} - set(kept))
+
+        if reached is None:
+            reached = 0
+            keep(0, state, totals)
+        else:
+            variables, (opt_state, totals) = checkpoints.restore(reached, state.variables, (state.opt_state, totals))
+            state = training.TrainState(variables, opt_state, replicate(np.int32(reached)))
+        with directory.progress_bar("training", (kept[-1] - reached) * settings.batch_size, "image") as bar:
+            for start, stop in itertools.pairwise([reached, *(stop for stop in stops if stop > reached)]):
+                if start in kept:
+                    totals = training.zero_totals()
+                try:
+                    state, totals = training.run_steps(
+                        model,
+                        optimizer,
+                        config.data.augment,
+                        state,
+                        totals,
+                        splits.train,
+                        settings.batch_size,
+                        config.seed,
+                        start,
+                        stop,
+                        bar.update,
+                    )
+                    if stop in kept:
+                        loss, correct, count, _ = fetch(totals)
+                        directory.add_metrics(stop, "batches", float(loss) / int(count), int(correct) / int(count))
+                    keep(stop, state, totals)
+                except training.NotFiniteError as error:
+                    checkpoints.wait()
+                    raise InputError(
+                        f"the loss is not finite at step {error.step}; the last good checkpoint is "
+                        f"{directory.path / CHECKPOINTS / str(start)}; allowed: a finite loss; train in another "
+                        f"--workdir with a lower --config.train.learning_rate than {settings.learning_rate}"
+                    ) from None
+        # A process may have been killed between its last checkpoint and the removal of the one before.
+        checkpoints.remove(passing)
+    with directory.making("train") as folder:
+        np.save(folder / "labels.npy", splits.train.labels)
+        np.save(folder / "steps.npy", np.array(kept, np.int32))
+
+
+def resume_step(present: tuple[int, ...], kept: tuple[int, ...]) -> int | None:
+    """The last step that training can go on from without leaving out a checkpoint that is to be kept."""
+    for step in reversed(present):
+        if {each for each in kept if each <= step} <= set(present):
+            return step
+    return None

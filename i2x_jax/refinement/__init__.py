@@ -1,0 +1,1 @@
+"""Fine-tuning on chosen samples, its controls, and the table that compares them."""

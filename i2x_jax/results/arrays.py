@@ -1,0 +1,167 @@
+"""What the arrays of a run may hold, and reading them (DESIGN section 4)."""
+
+import math
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from i2x_jax.results.files import read
+
+CHECKED_AT_A_TIME = 2**22  # values of an array
+
+
+class Spec(NamedTuple):
+    """What an array must be.
+
+    Attributes:
+      dtype: exactly.
+      shape: sizes, or symbols of DESIGN section 1; I is T - 1, V and E are the validation and test samples, P the
+        training samples of a pair, and U, S, L are as many as it happens to be.
+      low: the smallest value allowed.
+      below: every value is less than this size.
+      nan: whether NaN may stand for what was not measured.
+    """
+
+    dtype: str
+    shape: tuple[str | int, ...]
+    low: int | None = None
+    below: str | None = None
+    nan: bool = False
+
+
+def _spec(dtype, shape="", **rules):
+    return Spec(dtype, tuple(int(size) if size.isdigit() else size for size in shape.split()), **rules)
+
+
+# A .npy file is its own only member.
+ARRAYS: dict[str, dict[str, Spec]] = {
+    "steps.npy": {"": _spec("int32", "T", low=0)},
+    "labels.npy": {"": _spec("int32", "N", low=0, below="M")},
+    "assignments.npy": {"": _spec("int16", "N h w", low=0, below="K")},
+    "intensity.npy": {"": _spec("float32", "T N K", low=0)},
+    "pair_intensity.npy": {"": _spec("float32", "T P K")},
+    "confidence.npy": {"": _spec("float32", "T N M", low=0)},
+    "groups.npy": {"": _spec("int32", "I N", low=-2)},
+    "prototypes.npz": {
+        "mean": _spec("float32", "d"),
+        "components": _spec("float32", "D d"),
+        "centroids": _spec("float32", "K D"),
+        "explained_variance_ratio": _spec("float32", "D", low=0),
+        "counts": _spec("int64", "K", low=0),
+        "inertia": _spec("float64", low=0),
+        "fitted_locations": _spec("int64", low=1),
+    },
+    "contributions.npz": {
+        "mean": _spec("float32", "T M K M"),
+        "std": _spec("float32", "T M K M", low=0),
+        "bias": _spec("float32", "T M"),
+        "completeness_error": _spec("float64", "T", low=0),
+    },
+    "validation.npz": {
+        "labels": _spec("int32", "V", low=0, below="M"),
+        "confidence": _spec("float32", "T V M", low=0),
+    },
+    "test.npz": {
+        "labels": _spec("int32", "E", low=0, below="M"),
+        "confidence": _spec("float32", "T E M", low=0),
+    },
+    "mapping.npz": {
+        **{name: _spec("float64", "I K M", nan=True) for name in ("beta", "beta_groups", "sign_agreement")},
+        **{name: _spec("float64", "I M K M", nan=True) for name in ("beta_by_class", "beta_groups_by_class")},
+        "intercept": _spec("float64", "I M", nan=True),
+        "intercept_by_class": _spec("float64", "I M M", nan=True),
+        "estimable": _spec("bool", "I K"),
+        **{
+            name: _spec("float64", "I", nan=True)
+            for name in (
+                *("ridge_lambda", "ridge_lambda_groups"),
+                *("r2", "r2_class", "r2_total", "r2_groups", "gain", "gain_total"),
+            )
+        },
+        **{
+            name: _spec("float64", "I M", nan=True)
+            for name in (
+                *("ridge_lambda_by_class", "ridge_lambda_groups_by_class"),
+                *("r2_by_class", "r2_groups_by_class", "gain_total_by_class"),
+            )
+        },
+        "gain_null": _spec("float64", "I 3", nan=True),
+        "gain_null_by_class": _spec("float64", "I M 3", nan=True),
+    },
+    "curated.npz": {
+        "pair": _spec("int32", "2", low=0, below="M"),
+        "pair_s": _spec("float64", "I K", nan=True),
+        "pair_s_ci": _spec("float64", "I K 2", nan=True),
+        "pair_r2": _spec("float64", "I", nan=True),
+        "pair_r2_null": _spec("float64", "I", nan=True),
+        "prototypes": _spec("int64", "U", low=0, below="K"),
+        "scores": _spec("float64", "U", low=0),
+        "left_out": _spec("int64", "L", low=0, below="N"),
+        "skipped": _spec("int64", "S", low=0, below="K"),
+    },
+}
+
+
+def read_array(path: pathlib.Path, sizes: Mapping[str, int]) -> np.ndarray:
+    """A .npy file of a run, mapped into memory and checked; `sizes` are the symbols that are known. Errors: `read`."""
+
+    def load(path):
+        # A size beyond 64 bits would only warn, and pass for another.
+        with np.errstate(over="raise"):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.memmap):
+            raise ValueError("it is not an array")
+        check_array("", array, ARRAYS[path.name][""], dict(sizes))
+        if path.name == "steps.npy" and (len(array) < 2 or (np.diff(array) <= 0).any()):
+            raise ValueError("its steps do not rise")
+        return array
+
+    return read(path, load)
+
+
+def read_arrays(path: pathlib.Path, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The known members of a .npz file of a run, checked; others stay unread. Arguments and errors: `read_array`."""
+
+    def load(path):
+        bound, found = dict(sizes), {}
+        # NumPy leaves a file it opened itself open when it turns out not to be a .npz.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in members.zip.infolist()):
+                raise ValueError("it is compressed")
+            for name, spec in ARRAYS[path.name].items():
+                if name not in members.files:
+                    raise ValueError(f"it has no member {name}")
+                found[name] = members[name]
+                check_array(name, found[name], spec, bound)
+        return found
+
+    return read(path, load)
+
+
+def check_array(name: str, array: np.ndarray, spec: Spec, sizes: dict[str, int]) -> None:
+    """Raises `ValueError` unless an array is what it should be; symbols that were not known are added to `sizes`."""
+    name = f"{name} is" if name else "it is"
+    expected = " x ".join(f"{size}={sizes[size]}" if size in sizes else str(size) for size in spec.shape)
+    fits = array.ndim == len(spec.shape) and all(
+        size == (wanted if isinstance(wanted, int) else sizes.setdefault(wanted, size))
+        for size, wanted in zip(array.shape, spec.shape, strict=True)
+    )
+    if array.dtype != np.dtype(spec.dtype) or not fits:
+        found = " x ".join(map(str, array.shape))
+        raise ValueError(f"{name} {array.dtype} [{found}] instead of {spec.dtype} [{expected}]")
+    if array.dtype == bool:
+        return
+    above = sizes.get(spec.below, math.inf)
+    # In the order of the file and some at a time: a memory map need not fit in memory.
+    values = np.asarray(array).ravel(order="K")
+    for start in range(0, values.size, CHECKED_AT_A_TIME):
+        part = values[start : start + CHECKED_AT_A_TIME]
+        present = part[~np.isnan(part)] if spec.nan else part
+        if not np.isfinite(present).all():
+            raise ValueError(f"{name} not finite everywhere")
+        if present.size and ((spec.low is not None and present.min() < spec.low) or present.max() >= above):
+            upper = f" and below {above}" if above < math.inf else ""
+            raise ValueError(f"{name} somewhere outside of what it can be: at least {spec.low}{upper}")

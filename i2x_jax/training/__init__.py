@@ -1,0 +1,1 @@
+"""Training a network, and the checkpoints that it leaves."""

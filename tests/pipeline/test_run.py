@@ -1,0 +1,309 @@
+"""run.py as a user drives it: in its own process, on a run so small that it takes seconds.
+
+One finished run (`conftest.py`) is read, copied, killed or compared by everything here.
+Programs compiled by one process are kept for the next.
+"""
+
+import itertools
+import json
+
+import jax
+import jsonschema
+import numpy as np
+import pytest
+from programs import (
+    SCHEMAS,
+    contents,
+    kill_when,
+    run,
+    steps_printed,
+    without,
+)
+from sklearn.linear_model import Ridge, RidgeCV
+from sklearn.model_selection import StratifiedKFold
+from sklearn.preprocessing import StandardScaler
+
+from experiments.tools.kill_and_resume import differing
+from i2x_jax import Run
+from i2x_jax.results.files import STEPS
+
+# What SMALL asks for: checkpoints, samples, classes, prototypes, PCA dimensions, feature channels, side of the map.
+T, N, M, K, D, CHANNELS, SIDE = 8, 394, 10, 8, 4, 8, 4
+VALIDATION, TEST = 211, 355
+
+NPY = {
+    "steps": (np.int32, (T,)),
+    "labels": (np.int32, (N,)),
+    "assignments": (np.int16, (N, SIDE, SIDE)),
+    "intensity": (np.float32, (T, N, K)),
+    "confidence": (np.float32, (T, N, M)),
+    "groups": (np.int32, (T - 1, N)),
+}
+NPZ = {
+    "prototypes": {
+        "mean": (CHANNELS,),
+        "components": (D, CHANNELS),
+        "centroids": (K, D),
+        "explained_variance_ratio": (D,),
+        "counts": (K,),
+        "inertia": (),
+    },
+    "contributions": {
+        "mean": (T, M, K, M),
+        "std": (T, M, K, M),
+        "bias": (T, M),
+        "completeness_error": (T,),
+    },
+    "validation": {"labels": (VALIDATION,), "confidence": (T, VALIDATION, M)},
+    "test": {"labels": (TEST,), "confidence": (T, TEST, M)},
+    "mapping": {
+        "beta": (T - 1, K, M),
+        "beta_by_class": (T - 1, M, K, M),
+        "beta_groups": (T - 1, K, M),
+        "beta_groups_by_class": (T - 1, M, K, M),
+        "intercept": (T - 1, M),
+        "intercept_by_class": (T - 1, M, M),
+        "ridge_lambda": (T - 1,),
+        "ridge_lambda_groups": (T - 1,),
+        "ridge_lambda_by_class": (T - 1, M),
+        "ridge_lambda_groups_by_class": (T - 1, M),
+        "r2": (T - 1,),
+        "r2_class": (T - 1,),
+        "r2_total": (T - 1,),
+        "gain": (T - 1,),
+        "gain_total": (T - 1,),
+        "gain_null": (T - 1, 3),
+        "r2_by_class": (T - 1, M),
+        "gain_total_by_class": (T - 1, M),
+        "gain_null_by_class": (T - 1, M, 3),
+        "r2_groups": (T - 1,),
+        "r2_groups_by_class": (T - 1, M),
+    },
+    "curated": {"pair": (2,), "pair_s": (T - 1, K), "pair_s_ci": (T - 1, K, 2), "pair_r2": (T - 1,)},
+}
+INTEGERS = ("counts", "labels", "pair", "prototypes", "left_out")
+
+
+@pytest.fixture(scope="session")
+def opened(finished):
+    return Run(finished)
+
+
+class TestFiles:
+    def test_every_file_is_there_and_nothing_else(self, finished):
+        expected = {name for _, names in STEPS.values() for name in names} | {
+            "config.json",
+            "metrics.jsonl",
+            "checkpoints",
+        }
+        assert {path.name for path in finished.iterdir()} == expected
+        assert not [path for path in finished.rglob("*") if "tmp" in path.name]
+
+    @pytest.mark.parametrize("name", NPY)
+    def test_arrays(self, finished, name):
+        array = np.load(finished / f"{name}.npy", allow_pickle=False)
+        assert (array.dtype, array.shape) == NPY[name]
+
+    @pytest.mark.parametrize("name", NPZ)
+    def test_members(self, finished, name):
+        with np.load(finished / f"{name}.npz", allow_pickle=False) as file:
+            members = dict(file)
+        shapes = {key: value.shape for key, value in members.items()}
+        assert NPZ[name].items() <= shapes.items()
+        for key, value in members.items():
+            assert value.dtype.kind == ("i" if key in INTEGERS or key == "fitted_locations" else value.dtype.kind)
+            assert value.dtype.kind in "iufb"
+
+    def test_members_of_one_length(self, opened):
+        curated = opened.arrays("curated")
+        assert curated["prototypes"].shape == curated["scores"].shape
+        assert curated["pair_r2_null"].shape[0] == T - 1
+        strategies = opened.refinement["strategies"].values()
+        assert all(entry["applicable"] for entry in strategies) == bool(len(curated["left_out"]))
+        assert set(opened.array("labels")[curated["left_out"]]) <= set(curated["pair"])
+
+    def test_groups_and_steps_are_what_they_say(self, opened):
+        assert opened.array("groups").min() >= -2
+        steps = opened.steps
+        assert steps[0] == 0
+        assert (np.diff(steps) > 0).all()
+        assert {int(path.name) for path in (opened.path / "checkpoints").iterdir()} == set(steps.tolist())
+
+    @pytest.mark.parametrize("name", ["config", "explanation", "refinement"])
+    def test_json_validates(self, finished, name):
+        jsonschema.validate(
+            json.loads((finished / f"{name}.json").read_text()),
+            json.loads((SCHEMAS / f"{name}.schema.json").read_text()),
+        )
+
+    def test_metrics_validate_line_by_line(self, finished, opened):
+        schema = json.loads((SCHEMAS / "metrics.schema.json").read_text())
+        for line in (finished / "metrics.jsonl").read_text().splitlines():
+            jsonschema.validate(json.loads(line), schema)
+        assert [line["step"] for line in opened.metrics if line["split"] == "validation"] == opened.steps.tolist()
+
+
+class TestRecomputed:
+    """From the run directory and `Run` alone."""
+
+    def test_saliency_and_intensity(self, opened):
+        model, dataset, assignments = opened.model, opened.dataset, opened.array("assignments")
+        chosen = np.random.default_rng(5).choice(N, 3, replace=False)
+        intensity = opened.array("intensity")
+        for t, step in enumerate(opened.steps):
+            variables = opened.variables(step)
+            features = model.features(variables, dataset.images[chosen])
+            for place, i in enumerate(chosen):
+
+                def logit(feature_map, label=dataset.labels[i], variables=variables):
+                    return model.head(variables, feature_map[None])[0, label]
+
+                gradient = np.float64(jax.grad(logit)(features[place]))
+                saliency = np.maximum(np.float64(features[place]) @ gradient.mean((0, 1)), 0)
+                expected = [
+                    saliency[assignments[i] == k].mean() if (assignments[i] == k).any() else 0 for k in range(K)
+                ]
+                np.testing.assert_allclose(intensity[t, i], expected, rtol=1e-4, atol=1e-6)
+        assert intensity.max() > 0.1
+
+    def test_prototypes_and_assignments(self, opened):
+        features = opened.model.features(opened.variables(opened.steps[-1]), opened.dataset.images)
+        rows = np.asarray(features, np.float64).reshape(-1, CHANNELS)
+        found = opened.arrays("prototypes")
+        np.testing.assert_allclose(found["mean"], rows.mean(0), rtol=1e-4, atol=1e-5)
+        values, vectors = np.linalg.eigh(np.cov(rows.T, bias=True))
+        order = np.argsort(-values)[:D]
+        np.testing.assert_allclose(found["explained_variance_ratio"], values[order] / values.sum(), rtol=1e-3)
+        np.testing.assert_allclose(np.abs(np.sum(found["components"] * vectors[:, order].T, axis=1)), 1, atol=1e-3)
+        points = (rows - found["mean"]) @ found["components"].T.astype(np.float64)
+        distances = np.sum((points[:, None] - found["centroids"]) ** 2, axis=-1)
+        nearest = distances.argmin(1)
+        assigned = opened.array("assignments").reshape(-1)
+        two = np.sort(distances, axis=1)
+        clear = two[:, 1] - two[:, 0] > 1e-4 * two[:, 1]  # the others are ties to float32
+        assert clear.mean() > 0.99
+        np.testing.assert_array_equal(assigned[clear], nearest[clear])
+        np.testing.assert_array_equal(found["counts"], np.bincount(assigned, minlength=K))
+        np.testing.assert_allclose(found["inertia"], distances.min(1).sum(), rtol=1e-3)
+
+    def test_confidence_of_the_last_checkpoint(self, opened):
+        predicted = opened.array("confidence")[-1].argmax(-1)
+        accuracy = next(line["accuracy"] for line in reversed(opened.metrics) if line["split"] == "train")
+        assert (predicted == opened.array("labels")).mean() == pytest.approx(accuracy, abs=1e-12)
+
+    def test_beta_of_groups_by_the_printed_formula(self, opened):
+        intensity, confidence, groups = (opened.array(name) for name in ("intensity", "confidence", "groups"))
+        labels, mapping = opened.array("labels"), opened.arrays("mapping")
+
+        def beta(dP, dY, keys):
+            present = sorted(key for key in set(keys) if key[1] >= 0)
+            if not present:
+                return np.full((K, M), np.nan)
+            inside = [np.array([key == one for key in keys]) for one in present]
+            pi = np.array([dP[rows].mean(0) for rows in inside])
+            change = np.array([dY[rows].mean(0) for rows in inside])
+            penalty = 1e-2 * np.trace(pi @ pi.T) / len(pi)
+            if penalty == 0:
+                return np.zeros((K, M))
+            return np.linalg.inv(pi.T @ pi + penalty * np.eye(K)) @ pi.T @ change
+
+        for t in range(T - 1):
+            dP, dY = (np.diff(values[t : t + 2].astype(np.float64), axis=0)[0] for values in (intensity, confidence))
+            keys = list(zip(labels.tolist(), groups[t].tolist(), strict=True))
+            np.testing.assert_allclose(mapping["beta_groups"][t], beta(dP, dY, keys), rtol=1e-5, atol=1e-5)
+            for label in range(M):
+                rows = np.flatnonzero(labels == label)
+                expected = beta(dP[rows], dY[rows], [keys[row] for row in rows])
+                np.testing.assert_allclose(mapping["beta_groups_by_class"][t, label], expected, rtol=1e-5, atol=1e-5)
+        assert np.isfinite(mapping["beta_groups"][-1]).all()
+
+    def test_r2_and_gain_by_scikit_learn(self, opened):
+        labels, mapping = opened.array("labels"), opened.arrays("mapping")
+        compared = 0
+        for t in range(T - 1):
+            dP, dY = (
+                np.diff(opened.array(name)[t : t + 2].astype(np.float64), axis=0)[0]
+                for name in ("intensity", "confidence")
+            )
+            if np.isnan(mapping["r2"][t]):
+                assert np.sum((dY - dY.mean(0)) ** 2) / N < 2e-4
+                continue
+            errors = np.zeros(4)
+            for train, held in StratifiedKFold(5, shuffle=True, random_state=t).split(dP, labels):
+                scaler = StandardScaler().fit(dP[train])
+                x, x_held = scaler.transform(dP[train]), scaler.transform(dP[held])
+                model = RidgeCV(np.logspace(-3, 3, 13)).fit(x, dY[train])
+                means = np.array([dY[train][labels[train] == label].mean(0) for label in range(M)])
+                x_means = np.array([x[labels[train] == label].mean(0) for label in range(M)])
+                inside = Ridge(1.0, fit_intercept=False).fit(
+                    x - x_means[labels[train]], dY[train] - means[labels[train]]
+                )
+                class_error = dY[held] - means[labels[held]]
+                errors += (
+                    np.sum((dY[held] - model.predict(x_held)) ** 2),
+                    np.sum((dY[held] - dY[train].mean(0)) ** 2),
+                    np.sum((class_error - inside.predict(x_held - x_means[labels[held]])) ** 2),
+                    np.sum(class_error**2),
+                )
+            assert mapping["r2"][t] == pytest.approx(1 - errors[0] / errors[1], abs=0.05)
+            if np.isfinite(mapping["gain"][t]):
+                assert mapping["gain"][t] == pytest.approx(1 - errors[2] / errors[3], abs=0.05)
+                compared += 1
+        assert compared >= 2
+
+
+class TestKilled:
+    def test_in_train_and_a_stage_runs_those_before_it(self, base, finished, tmp_path):
+        workdir = tmp_path / "run"
+        third = str(Run(finished).steps[2])
+        kill_when(base, workdir, lambda: (workdir / "checkpoints" / third).exists(), "--stage=refine")
+        assert not (workdir / "steps.npy").exists()
+        kept = {path.name: path.stat().st_mtime_ns for path in (workdir / "checkpoints").glob("[0-9]*")}
+        assert len(kept) >= 3
+        output = run(base, workdir, "--stage=refine")
+        assert steps_printed(output, "done") == list(STEPS)[: list(STEPS).index("refine") + 1]
+        assert {name: (workdir / "checkpoints" / name).stat().st_mtime_ns for name in kept} == kept
+        assert differing(workdir, finished) == ["report.html (missing)"]
+
+    @pytest.mark.parametrize(
+        ("step", "trace"), [("evidence", ".tmp-evidence/intensity.npy"), ("refine", ".refine-seed-0.json")]
+    )
+    def test_later(self, base, finished, tmp_path, step, trace):
+        before = list(itertools.takewhile(lambda name: name != step, STEPS))
+        # A run killed in this step is this one up to its steps before, whose files are all in place.
+        workdir = without(tuple(STEPS)[len(before) :], finished, tmp_path / "run")
+        kill_when(base, workdir, (workdir / trace).exists)
+        assert (workdir / trace).exists()
+        kept = contents(workdir)
+        output = run(base, workdir)
+        assert steps_printed(output, "already done") == before
+        assert steps_printed(output, "done") == list(STEPS)[len(before) :]
+        assert differing(workdir, finished) == []
+        now = contents(workdir)
+        for name in (name for done in before for name in STEPS[done][1]):
+            assert now[name] == kept[name]
+
+
+def test_stage_by_stage_is_the_same_as_all_at_once(base, finished, tmp_path):
+    first = run(base, tmp_path / "run", "--stage=train")
+    assert steps_printed(first, "done") == ["train"]
+    assert "Accuracy at step" in first
+    second = run(base, tmp_path / "run", "--stage=explain")
+    assert steps_printed(second, "already done") == ["train"]
+    assert steps_printed(second, "done") == ["prototypes", "evidence", "mapping", "contact_sheet"]
+    assert differing(tmp_path / "run", finished) == ["refinement.json (missing)", "report.html (missing)"]
+
+
+def test_another_seed_is_another_run(base, finished, tmp_path):
+    run(base, tmp_path / "run", "--config.seed=1", "--stage=train")
+    different = differing(tmp_path / "run", finished)
+    steps = [int(path.name) for path in (finished / "checkpoints").iterdir()]
+    assert {"config.json", "metrics.jsonl", *(f"checkpoints/{step}" for step in steps)} <= set(different)
+
+
+def test_a_finished_run_is_left_alone(base, finished):
+    before = contents(finished)
+    output = run(base, finished)
+    assert output.startswith("Nothing to do: train, explain, refine, report already done.\n")
+    assert "Refinement on the test set" in output
+    assert contents(finished) == before
