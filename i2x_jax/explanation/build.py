@@ -1,10 +1,12 @@
 """The arrays of a run, put together into the structured explanation (DESIGN 2.7). NumPy only."""
 
-from collections.abc import Collection, Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
-from i2x_jax.explanation import uncertainty
+from i2x_jax.explanation import pairs, uncertainty
+from i2x_jax.explanation.analysis import Grouping, Measured
 from i2x_jax.explanation.types import (
     SCHEMA,
     ClassEvidence,
@@ -87,45 +89,30 @@ def specialised(
     return records
 
 
-def build_explanation(
-    *,
-    classes: Sequence[str],
-    steps: np.ndarray,
-    labels: np.ndarray,
-    counts: np.ndarray,
-    centroids: np.ndarray,
-    area: np.ndarray,
-    intensity: np.ndarray,
-    groups: np.ndarray,
-    fallbacks: Sequence[Collection[str]],
-    mapping: Mapping[str, np.ndarray],
-    contributions: np.ndarray,
-    validation_labels: np.ndarray,
-    validation_confidence: np.ndarray,
-    pairs: Mapping[tuple[int, int], uncertainty.PairScores],
-    group_by: str,
-    fit: str,
-) -> Explanation:
-    """Puts the arrays of a run together into the structured explanation (DESIGN 2.7, 4).
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What an explanation is made of.
 
-    Args:
-      classes: M names.
-      steps: int [T].
-      labels: int [N].
-      counts: int [K], locations of each prototype.
-      centroids: [K,D].
-      area: int [N,K], see `uncertainty.prototype_area`.
-      intensity: [T,N,K]; may be a memory map, of which two checkpoints at a time are read.
-      groups: int [T-1,N], >= 0 group, -1 noise, -2 unchanged.
-      fallbacks: for every interval, texts that name how the grouping fell back (`grouping.Groups.fallback`).
-      mapping: the members of `mapping.npz`, and `sign_agreement` [T-1,K,M] of the sample fit.
-      contributions: [T,M,K,M] mean contributions (class of the sample, prototype, class of the logit), in logits.
-      validation_labels: int [Nv].
-      validation_confidence: [T,Nv,M] in [0,1].
+    Attributes:
+      measured: what was measured at the checkpoints.
+      grouped: the groups of every interval.
+      mapping: the members of mapping.npz; of these `sign_agreement` [T-1,K,M] is of the sample fit.
       pairs: scores of the analysed pairs (a,b), a<b.
-      group_by: `class` or `global`, the meaning of `groups`.
+      group_by: `class` or `global`, the meaning of the groups.
       fit: `samples` or `groups`: whose coefficients give the support. Only the sample fit is bootstrapped, so that a
         coefficient of `groups` that differs from it in sign is taken as unstable.
+    """
+
+    measured: Measured
+    grouped: Grouping
+    mapping: Mapping[str, np.ndarray]
+    pairs: Mapping[tuple[int, int], uncertainty.PairScores]
+    group_by: str
+    fit: str
+
+
+def build_explanation(analysis: Analysis) -> Explanation:
+    """Puts the arrays of a run together into the structured explanation (DESIGN 2.7, 4).
 
     Returns:
       The explanation, equal to what `from_json` reads back from its `to_json`.
@@ -133,54 +120,65 @@ def build_explanation(
     Raises:
       ValueError: a key of `pairs` is not a<b.
     """
-    if any(a >= b for a, b in pairs):
-        raise ValueError(f"pairs are {sorted(pairs)}; the first class of each must be the smaller index")
-    deviation, shared_by, special = _over_time(intensity, area, labels, groups, len(classes))
-    coefficients = mapping["beta" if fit == "samples" else "beta_groups"]
-    agreement = np.where(np.sign(coefficients) == np.sign(mapping["beta"]), mapping["sign_agreement"], 0)
-    support = deviation[:, :, None] * coefficients
-    confusion = uncertainty.soft_confusion(validation_confidence[-1], validation_labels)
-    taken_for = np.zeros(confusion.shape, int)
-    np.add.at(taken_for, (validation_labels, validation_confidence[-1].argmax(axis=1)), 1)
+    if any(a >= b for a, b in analysis.pairs):
+        raise ValueError(f"pairs are {sorted(analysis.pairs)}; the first class of each must be the smaller index")
+    measured = analysis.measured
     explanation = Explanation(
         schema=SCHEMA,
-        classes=tuple(classes),
-        steps=tuple(steps),
-        group_by=group_by,
-        fit=fit,
-        prototypes=_prototypes(counts, centroids, contributions[-1], classes),
-        per_class=tuple(
-            ClassExplanation(
-                name=name,
-                samples=np.sum(labels == c),
-                shared=tuple(np.flatnonzero(shared_by[c])),
-                specialised=tuple(special[c]),
-                support=_supports(support[:, :, c], agreement[:, :, c], contributions[:, c, :, c], mapping["r2"]),
-            )
-            for c, name in enumerate(classes)
-        ),
-        pairs=tuple(
-            PairExplanation(
-                a=classes[a],
-                b=classes[b],
-                told_apart=uncertainty.told_apart(validation_confidence, validation_labels, steps, a, b),
-                soft_confusions=(confusion[a, b], confusion[b, a]),
-                confusions=(taken_for[a, b], taken_for[b, a]),
-                separating=_separating(a, b, contributions[-1]),
-                **_analysed(pairs.get((a, b))),
-            )
-            for a, b in uncertainty.rank_pairs(confusion)
-        ),
-        intervals=tuple(
-            _interval(t, steps, labels, groups[t], fallbacks[t], mapping, group_by) for t in range(len(steps) - 1)
-        ),
+        classes=tuple(measured.classes),
+        steps=tuple(measured.steps),
+        group_by=analysis.group_by,
+        fit=analysis.fit,
+        prototypes=_prototypes(measured.counts, measured.centroids, measured.contributions[-1], measured.classes),
+        per_class=_per_class(analysis),
+        pairs=_pairs(measured, analysis.pairs),
+        intervals=tuple(_interval(analysis, t) for t in range(len(measured.steps) - 1)),
     )
     # Through the text, so that the explanation at hand and the one read back tomorrow are the same.
     return from_json(to_json(explanation))
 
 
-def _over_time(intensity, area, labels, groups, num_classes):
+def _per_class(analysis):
+    measured, mapping = analysis.measured, analysis.mapping
+    deviation, shared_by, special = _over_time(measured, analysis.grouped.groups)
+    coefficients = mapping["beta" if analysis.fit == "samples" else "beta_groups"]
+    agreement = np.where(np.sign(coefficients) == np.sign(mapping["beta"]), mapping["sign_agreement"], 0)
+    support = deviation[:, :, None] * coefficients
+    own = measured.contributions
+    return tuple(
+        ClassExplanation(
+            name=name,
+            samples=np.sum(measured.labels == c),
+            shared=tuple(np.flatnonzero(shared_by[c])),
+            specialised=tuple(special[c]),
+            support=_supports(support[:, :, c], agreement[:, :, c], own[:, c, :, c], mapping["r2"]),
+        )
+        for c, name in enumerate(measured.classes)
+    )
+
+
+def _pairs(measured, scores):
+    classes, labels, confidence = measured.classes, measured.validation_labels, measured.validation_confidence
+    confusion = pairs.soft_confusion(confidence[-1], labels)
+    taken_for = np.zeros(confusion.shape, int)
+    np.add.at(taken_for, (labels, confidence[-1].argmax(axis=1)), 1)
+    return tuple(
+        PairExplanation(
+            a=classes[a],
+            b=classes[b],
+            told_apart=pairs.told_apart(confidence, labels, measured.steps, a, b),
+            soft_confusions=(confusion[a, b], confusion[b, a]),
+            confusions=(taken_for[a, b], taken_for[b, a]),
+            separating=_separating(a, b, measured.contributions[-1]),
+            **_analysed(scores.get((a, b))),
+        )
+        for a, b in pairs.rank_pairs(confusion)
+    )
+
+
+def _over_time(measured, groups):
     """Deviation of the changes [T-1,K], shared prototypes [M,K] at the end, and the specialised ones of each class."""
+    intensity, area, labels, num_classes = measured.intensity, measured.area, measured.labels, len(measured.classes)
     deviation, special = [], [[] for _ in range(num_classes)]
     before = np.array(intensity[0])
     for t in range(1, len(intensity)):
@@ -245,10 +243,11 @@ def _analysed(scores):
     return {"uncertain": uncertain, "counted": counted, "r2": r2, "r2_null": r2_null}
 
 
-def _interval(t, steps, labels, groups, fallbacks, mapping, group_by):
-    grouped = groups >= 0
+def _interval(analysis, t):
+    steps, labels, mapping = analysis.measured.steps, analysis.measured.labels, analysis.mapping
+    groups = analysis.grouped.groups[t]
     # With group_by=class a group is the pair (class, id).
-    members = np.stack([labels * (group_by == "class"), groups])[:, grouped]
+    members = np.stack([labels * (analysis.group_by == "class"), groups])[:, groups >= 0]
     fits = {name: mapping[name][t] for name in ("r2", "r2_class", "r2_total", "r2_groups", "gain", "gain_total")}
     return Interval(
         from_step=steps[t],
@@ -256,7 +255,7 @@ def _interval(t, steps, labels, groups, fallbacks, mapping, group_by):
         groups=np.unique(members, axis=1).shape[1],
         noise=np.sum(groups == -1),
         unchanged=np.sum(groups == -2),
-        fallbacks=tuple(sorted(set(fallbacks))),
+        fallbacks=tuple(sorted(set(analysis.grouped.fallbacks[t]))),
         **fits,
         null=tuple(mapping["gain_null"][t]),
         above_null=mapping["gain"][t] > mapping["gain_null"][t][1],

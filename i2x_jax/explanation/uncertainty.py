@@ -8,9 +8,6 @@ import numpy as np
 STABLE = 0.9
 """Share of the bootstrap refits that must agree with a sign before the sign counts."""
 
-TOLD_APART = 0.95
-"""Area under the ROC from which two classes are told apart."""
-
 CONTAINED = 0.15
 """Share of a sample's saliency mass from which the sample contains a prototype."""
 
@@ -38,64 +35,29 @@ class Curated(NamedTuple):
     skipped: np.ndarray  # int [S] uncertain prototypes that would have left out too much of a class
 
 
-def soft_confusion(confidence: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mean confidence in every class over the samples of every class (DESIGN 2.8).
-
-    Args:
-      confidence: [N,M] in [0,1].
-      labels: int [N].
-
-    Returns:
-      float64 [M,M]; entry (a,b) is the mean of Y_b over the samples of a. NaN in the row of a class without samples.
-    """
-    confidence, labels = np.asarray(confidence, np.float64), np.asarray(labels)
-    num_classes = confidence.shape[1]
-    confusion = np.full((num_classes, num_classes), np.nan)
-    for label in np.unique(labels):
-        confusion[label] = confidence[labels == label].mean(axis=0)
-    return confusion
-
-
-def rank_pairs(confusion: np.ndarray) -> list[tuple[int, int]]:
-    """All pairs of classes (a,b), a<b, most confused first; the first is the default pair (DESIGN 2.8).
-
-    Args:
-      confusion: [M,M], soft or counted; a pair is ranked by entry (a,b) plus entry (b,a).
-
-    Returns:
-      M(M-1)/2 pairs; equal sums in the order of the indices, pairs whose sum is NaN last.
-    """
-    confusion = np.asarray(confusion)
-    both = confusion + confusion.T
-    first, second = np.triu_indices(len(confusion), k=1)
-    order = np.argsort(-both[first, second], kind="stable")  # NaN sorts last
-    return [(int(first[i]), int(second[i])) for i in order]
-
-
-def pair_scores(dP: np.ndarray, fits: Sequence, a: int, b: int) -> PairScores:
+def pair_scores(deviation: np.ndarray, fits: Sequence, a: int, b: int) -> PairScores:
     """Scores of every prototype in every interval, for the pair (a,b) (DESIGN 2.8).
 
     Args:
-      dP: [T-1,n,K] change of intensity of the n samples of a and b, n at least 1.
+      deviation: [T-1,K] standard deviation of the change of intensity over the samples of a and b.
       fits: T-1 `mapping.SampleFit`, each fitted on those rows of its interval.
       a: class towards which s is positive.
       b: class towards which s is negative.
 
     Raises:
-      ValueError: not one fit per interval, or no rows.
+      ValueError: not one fit per interval, or deviations that are not finite, as those of no samples are.
     """
-    dP = np.asarray(dP)
-    if len(fits) != len(dP) or dP.shape[1] == 0:
-        raise ValueError(f"{len(fits)} fits for changes of shape {dP.shape}; one fit per interval and a row are needed")
-    num_intervals, _, num_prototypes = dP.shape
+    deviation = np.asarray(deviation, np.float64)
+    if len(fits) != len(deviation) or not np.isfinite(deviation).all():
+        raise ValueError(f"{len(fits)} fits for deviations {deviation.shape}; one fit per interval, and finite ones")
+    num_intervals, num_prototypes = deviation.shape
     s = np.full((num_intervals, num_prototypes), np.nan)
     ci = np.full((num_intervals, num_prototypes, 2), np.nan)
     stable = np.zeros((num_intervals, num_prototypes), bool)
     for t, fit in enumerate(fits):
-        deviation = dP[t].std(axis=0, dtype=np.float64)
-        s[t] = deviation * (fit.beta[:, a] - fit.beta[:, b])
+        s[t] = deviation[t] * (fit.beta[:, a] - fit.beta[:, b])
         if len(fit.bootstrap):
-            refits = deviation * (fit.bootstrap[:, :, a] - fit.bootstrap[:, :, b])
+            refits = deviation[t] * (fit.bootstrap[:, :, a] - fit.bootstrap[:, :, b])
             ci[t] = np.percentile(refits, [5, 95], axis=0).T
             agreement = (np.sign(refits) == np.sign(s[t])).mean(axis=0)  # NaN equals nothing
             stable[t] = (agreement >= STABLE) & (s[t] != 0)
@@ -198,48 +160,3 @@ def curate(
             left_out = union
     prototypes = np.array(accepted, int)
     return Curated(prototypes, u[prototypes], np.flatnonzero(left_out), np.array(skipped, int))
-
-
-def auc_over_time(confidence: np.ndarray, labels: np.ndarray, a: int, b: int) -> np.ndarray:
-    """Area under the ROC of Y_a - Y_b between the samples of a and of b, at every checkpoint (DESIGN 2.7).
-
-    Args:
-      confidence: [T,Nv,M] in [0,1], of the validation set.
-      labels: int [Nv].
-      a: class whose samples should have the larger difference.
-      b: the other class.
-
-    Returns:
-      float64 [T] in [0,1]: the chance that a sample of a has a larger difference than a sample of b, equal differences
-      counting one half. NaN throughout if either class has no samples.
-    """
-    labels = np.asarray(labels)
-    rows_a, rows_b = np.flatnonzero(labels == a), np.flatnonzero(labels == b)
-    areas = np.full(len(confidence), np.nan)
-    if len(rows_a) == 0 or len(rows_b) == 0:
-        return areas
-    for t, at in enumerate(confidence):
-        margin = np.asarray(at[:, a], np.float64) - at[:, b]
-        of_b = np.sort(margin[rows_b])
-        below = np.searchsorted(of_b, margin[rows_a], side="left")
-        below_or_equal = np.searchsorted(of_b, margin[rows_a], side="right")
-        areas[t] = (below + below_or_equal).sum() / (2 * len(rows_a) * len(rows_b))
-    return areas
-
-
-def told_apart(confidence: np.ndarray, labels: np.ndarray, steps: np.ndarray, a: int, b: int) -> int | None:
-    """The first checkpoint's step from which `auc_over_time` stays at least 0.95 to the end (DESIGN 2.7).
-
-    Args:
-      confidence: [T,Nv,M] in [0,1], of the validation set.
-      labels: int [Nv].
-      steps: int [T].
-      a: one class.
-      b: the other class; the order does not matter.
-
-    Returns:
-      A step, or None if the last checkpoint does not tell the two apart, or either class has no samples.
-    """
-    apart = auc_over_time(confidence, labels, a, b) >= TOLD_APART
-    run = int(np.logical_and.accumulate(apart[::-1]).sum())
-    return int(steps[len(apart) - run]) if run else None

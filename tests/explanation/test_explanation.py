@@ -10,6 +10,7 @@ import pytest
 
 from i2x_jax import config
 from i2x_jax.config import InputError
+from i2x_jax.explanation import analysis
 from i2x_jax.explanation import build as structure
 from i2x_jax.explanation import types as explanation
 from i2x_jax.explanation.uncertainty import PairScores
@@ -81,8 +82,19 @@ def arrays():
     }
 
 
+def build(run):
+    """The explanation of a run whose arrays stand side by side, as `arrays` makes them."""
+    run = dict(run)
+    pairs, groups, fallbacks, *rest = (run.pop(name) for name in ("pairs", "groups", "fallbacks", "mapping"))
+    how = {name: run.pop(name) for name in ("group_by", "fit")}
+    measured = analysis.Measured(**run, confidence=None)
+    return structure.build_explanation(
+        structure.Analysis(measured, analysis.Grouping(groups, fallbacks), *rest, pairs, **how)
+    )
+
+
 def built(**changes):
-    return structure.build_explanation(**arrays() | changes)
+    return build(arrays() | changes)
 
 
 def test_salient_needs_over_5_percent_of_the_mass():
@@ -159,7 +171,7 @@ def planted_support(**changes):
 
 
 def test_support_is_deviation_times_coefficient_beside_the_contribution():
-    supports = structure.build_explanation(**planted_support()).for_class("dog").support
+    supports = build(planted_support()).for_class("dog").support
     assert supports == (
         explanation.Support(0, 1, -1.0, 0.9, 3.0, 2.0, disagrees=True),
         explanation.Support(0, 0, 0.5, 0.9, 2.0, -1.0, disagrees=False),
@@ -170,13 +182,13 @@ def test_support_is_deviation_times_coefficient_beside_the_contribution():
 def test_support_lists_stable_signs_only():
     run = planted_support()
     run["mapping"]["sign_agreement"][0, :, 1] = [0.9, 0.895, np.nan, 1]
-    assert [record.prototype for record in structure.build_explanation(**run).for_class("dog").support] == [0]
+    assert [record.prototype for record in build(run).for_class("dog").support] == [0]
 
 
 def test_support_of_the_group_fit_must_agree_in_sign_with_the_sample_fit():
     run = planted_support(fit="groups")
     run["mapping"]["beta_groups"] = run["mapping"]["beta"] * [[[2]] * 2 + [[-2]] * 2]
-    supports = structure.build_explanation(**run).for_class("dog").support
+    supports = build(run).for_class("dog").support
     assert [(record.prototype, record.support) for record in supports] == [(1, -2.0), (0, 1.0)]
 
 
@@ -186,10 +198,10 @@ def test_support_is_capped_for_each_class_and_interval():
     run["intensity"] = np.random.default_rng(0).uniform(size=(3, 12, k))
     run["mapping"] |= {"beta": np.ones((2, k, 3)), "sign_agreement": np.ones((2, k, 3)), "r2": np.ones(2)}
     run |= {"contributions": np.zeros((3, 3, k, 3)), "pairs": {}}
-    supports = structure.build_explanation(**run).for_class("dog").support
+    supports = build(run).for_class("dog").support
     assert [record.interval for record in supports] == [0] * structure.MAX_SUPPORT + [1] * structure.MAX_SUPPORT
     run["mapping"]["r2"] = np.array([np.nan, 0.1])  # too little changed in the first interval to measure a fit
-    supports = structure.build_explanation(**run).for_class("dog").support
+    supports = build(run).for_class("dog").support
     assert [record.interval for record in supports] == [1] * structure.MAX_SUPPORT
 
 
@@ -243,7 +255,7 @@ def test_intervals_count_groups_and_samples():
 def test_a_gain_equal_to_its_null_is_not_above_it():
     run = arrays()
     run["mapping"]["gain"] = np.array([0.1, 0.0])
-    assert not structure.build_explanation(**run).intervals[0].above_null
+    assert not build(run).intervals[0].above_null
 
 
 def test_shared_prototypes_of_the_last_checkpoint():
