@@ -370,3 +370,13 @@ def test_own_model_explains_a_network_of_linen(tmp_path, capsys):
     pair = run.explanation.pairs[0]
     assert f"{pair.a} and {pair.b}: " in printed
     assert f"separated by prototypes {pair.separating[0].prototype} (" in printed
+
+
+def test_images_that_are_read_by_rows_give_the_same_run(explained, data, tmp_path):
+    class Decoded:
+        shape, dtype = data.images.shape, data.images.dtype
+
+        def __getitem__(self, rows):
+            return np.array(data.images[rows])
+
+    assert_same_run(i2x_jax.explain(PLAIN, PAIRS, data._replace(images=Decoded()), SETTINGS, tmp_path), explained)

@@ -2,12 +2,14 @@
 
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from i2x_jax.config import InputError
+from i2x_jax.data.source import Images, blocks, by_rows, chosen
 from i2x_jax.data.sources import EMBEDDED, read_tfds, resized
 
 # The embedded sets have no test split of their own: it is drawn once, the same for every seed of a run.
@@ -19,21 +21,21 @@ MIN_TRAIN_PER_CLASS = 10
 
 
 class Dataset(NamedTuple):
-    """Labelled images in memory.
+    """Labelled images.
 
     Attributes:
-      images: uint8 `[N, H, W, C]`, 0 to 255.
+      images: uint8 `[N, H, W, C]`, 0 to 255: an array, or anything else that is read by rows (`source.Images`).
       labels: int32 `[N]`, an index into `class_names`.
       class_names: M names.
     """
 
-    images: np.ndarray
+    images: Images
     labels: np.ndarray
     class_names: tuple[str, ...]
 
     def take(self, indices: np.ndarray) -> "Dataset":
         """The samples at `indices`, in that order."""
-        return self._replace(images=self.images[indices], labels=self.labels[indices])
+        return self._replace(images=chosen(self.images, indices), labels=self.labels[indices])
 
 
 class Batch(NamedTuple):
@@ -115,16 +117,16 @@ def checked(dataset: Dataset, name: str, like: Dataset | None = None) -> Dataset
         raise InputError(
             f"{name} is a {type(dataset).__name__}; allowed: an i2x_jax.Dataset; make one of images, labels and names"
         )
-    images, labels, names = np.asarray(dataset.images), np.asarray(dataset.labels), tuple(dataset.class_names)
-    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape or images.shape[3] not in (1, 3):
+    images, labels, names = by_rows(dataset.images), np.asarray(dataset.labels), tuple(dataset.class_names)
+    if images.dtype != np.uint8 or len(images.shape) != 4 or 0 in images.shape or images.shape[3] not in (1, 3):
         raise InputError(
             f"the images of {name} are {images.dtype} {list(images.shape)}; allowed: uint8 [N, H, W, C] of 0 to 255, "
             "with 1 or 3 channels; convert them"
         )
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
-            f"the labels of {name} are {labels.dtype} {list(labels.shape)}; allowed: integers [{len(images)}], one an "
-            "image; convert them"
+            f"the labels of {name} are {labels.dtype} {list(labels.shape)}; allowed: integers [{images.shape[0]}], one "
+            "an image; convert them"
         )
     if not all(isinstance(each, str) for each in names) or len(set(names)) < len(names):
         raise InputError(f"the class names of {name} are {names!r}; allowed: a different text for each class")
@@ -173,7 +175,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
     rng = np.random.default_rng(seed)
     # Equal images are dealt as one card, filed under the class of the first of them.
     first_of, card = {}, np.empty(len(dataset.labels), np.int64)
-    for index, image in enumerate(dataset.images):
+    for index, image in enumerate(itertools.chain.from_iterable(blocks(dataset.images))):
         card[index] = first_of.setdefault(image.tobytes(), index)
     held = np.zeros(len(dataset.labels), bool)
     for label in range(len(dataset.class_names)):
@@ -187,7 +189,8 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
 def fingerprint(dataset: Dataset) -> str:
     """SHA-256 over images, labels and class names, as 64 hexadecimal digits."""
     digest = hashlib.sha256(repr((dataset.images.shape, dataset.class_names)).encode())
-    digest.update(np.ascontiguousarray(dataset.images))
+    for block in blocks(dataset.images):
+        digest.update(np.ascontiguousarray(block))
     digest.update(np.ascontiguousarray(dataset.labels, "<i4"))
     return digest.hexdigest()
 

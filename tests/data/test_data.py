@@ -231,3 +231,41 @@ class TestTrainingIndices:
         kept = first.copy()
         first[:] = 0
         np.testing.assert_array_equal(data.training_indices(10, 10, 0, 9), kept)
+
+
+class Decoded:
+    """Images that are in no memory: each row is made when it is read, and counted."""
+
+    def __init__(self, images):
+        self._images, self.read = images, 0
+        self.shape, self.dtype = images.shape, images.dtype
+
+    def __getitem__(self, rows):
+        found = np.array(self._images[rows])
+        self.read += len(found)
+        return found
+
+
+def test_images_read_by_rows_are_split_and_batched_as_those_in_memory():
+    dataset = planted(60)
+    lazy = dataset._replace(images=Decoded(dataset.images))
+    assert data.fingerprint(lazy) == data.fingerprint(dataset)
+    for one, other in zip(data.hold_out(lazy, 0.3, 0), data.hold_out(dataset, 0.3, 0), strict=True):
+        assert not isinstance(one.images, np.ndarray)
+        np.testing.assert_array_equal(one.labels, other.labels)
+        again = one.take(np.array([3, 1, 1]))
+        np.testing.assert_array_equal(again.images[:], other.images[[3, 1, 1]])
+        for left, right in zip(data.batches(one, 8), data.batches(other, 8), strict=True):
+            np.testing.assert_array_equal(left.images, right.images)
+    before = lazy.images.read
+    data.checked(lazy, "dataset")
+    assert lazy.images.read == before
+
+
+def test_a_memory_map_is_not_read_before_it_is_needed(tmp_path):
+    dataset = planted(20)
+    np.save(tmp_path / "images.npy", dataset.images)
+    kept = data.checked(dataset._replace(images=np.load(tmp_path / "images.npy", mmap_mode="r")), "dataset")
+    part = kept.take(np.arange(5))
+    assert not isinstance(part.images, np.ndarray)
+    np.testing.assert_array_equal(part.images[:], dataset.images[:5])

@@ -1,0 +1,61 @@
+"""What every step reads images through, whether they are in memory or not.
+
+Labels and class names are at hand at once; images are read by rows: `images[rows]`, as of an array. So an array in
+memory, a memory map, and whatever decodes or changes images while they are read are all the same to the steps.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import numpy as np
+
+# Images that are read at a time where all are passed over on the host.
+ROWS_AT_A_TIME = 1024
+
+
+class Images(Protocol):
+    """Images by row.
+
+    Attributes:
+      shape: (N, H, W, C).
+      dtype: of what is read: uint8, 0 to 255.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        """The images `[n, H, W, C]` of some rows, in that order; equal rows always give equal images."""
+        ...
+
+
+class Chosen:
+    """Some rows of images, in any order; read when they are asked for."""
+
+    def __init__(self, images: Images, rows: np.ndarray):
+        self._images, self._rows = images, np.asarray(rows)
+        self.shape, self.dtype = (len(self._rows), *images.shape[1:]), images.dtype
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        """See `Images`."""
+        return self._images[self._rows[rows]]
+
+
+def by_rows(images: Any) -> Images:
+    """Images that can be read by rows: as they are, or made an array of (lists, and arrays of other libraries)."""
+    if isinstance(images, np.ndarray) or (hasattr(images, "shape") and not hasattr(images, "__array__")):
+        return images
+    return np.asarray(images)
+
+
+def chosen(images: Images, rows: np.ndarray) -> Images:
+    """Some rows of images: a copy of what is in memory, otherwise a view of what is not."""
+    return (
+        images[rows] if isinstance(images, np.ndarray) and not isinstance(images, np.memmap) else Chosen(images, rows)
+    )
+
+
+def blocks(images: Images) -> Iterator[np.ndarray]:
+    """All images in order, some at a time: `[n, H, W, C]` each."""
+    for start in range(0, images.shape[0], ROWS_AT_A_TIME):
+        yield images[start : start + ROWS_AT_A_TIME]
