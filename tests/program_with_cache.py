@@ -28,9 +28,8 @@ def results():
         model, optimizer, "shift", state, training.zero_totals(), data.images, data.labels, jax.random.key(0)
     )
     mask, places = np.ones(16, bool), np.zeros((16, 4, 4), np.int16)
-    found = evidence.batch_evidence(
-        model, 3, "gradcam", "label", tiny_variables(), data.images, data.labels, mask, places
-    )
+    settings = evidence.Measuring(3)
+    found = evidence.batch_evidence(model, settings, tiny_variables(), data.images, data.labels, mask, places)
     return fetch((state, found))
 
 

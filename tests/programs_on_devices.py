@@ -21,6 +21,7 @@ from i2x_jax.training import loop as training
 from tests.helpers import drawn
 
 SEED, STEPS, BATCH, PROTOTYPES = 3, 5, 32, 6
+MEASURING = evidence.Measuring(PROTOTYPES, batch_size=BATCH)
 # More than one block of `stage_prototypes.blocks` on a CPU, the last one not full.
 POINTS = (20_001, 5)
 
@@ -29,14 +30,10 @@ def trained(model, variables, dataset):
     """Parameters and exact BatchNorm statistics after a few steps."""
     optimizer = training.make_optimizer("adamw", 4e-3, 1e-2, 2 * STEPS, 0.1)
     state, totals = training.run_steps(
-        model,
-        optimizer,
-        "shift",
+        training.Recipe(model, optimizer, "shift", BATCH, SEED),
         training.init_state(variables, optimizer),
         training.zero_totals(),
         dataset,
-        BATCH,
-        SEED,
         0,
         STEPS,
     )
@@ -58,11 +55,11 @@ def measured(model, variables, dataset, rng):
     intensity = np.full((len(dataset.labels), PROTOTYPES), np.nan, np.float32)
     confidence = np.full((len(dataset.labels), len(dataset.class_names)), np.nan, np.float32)
     contributions = evidence.measure_checkpoint(
-        model, variables, dataset, assignments, PROTOTYPES, "gradcam", "label", BATCH, intensity, confidence
+        model, variables, dataset, assignments, MEASURING, intensity, confidence
     )
     first = next(data.batches(dataset, BATCH))
     arrays = distributed.shard((first.images, first.labels, first.mask, assignments[:BATCH]))
-    batch = evidence.batch_evidence(model, PROTOTYPES, "gradcam", "label", variables, *arrays)
+    batch = evidence.batch_evidence(model, MEASURING, variables, *arrays)
     return {
         "maps": distributed.fetch(batch.maps),
         "own intensity": intensity,

@@ -15,6 +15,7 @@ from i2x_jax.devices.mesh import divisible, fetch, shard
 from i2x_jax.evidence import measuring as evidence
 from i2x_jax.evidence import prototypes
 from i2x_jax.explanation import grouping, mapping
+from i2x_jax.explanation.analysis import difference, fit_groups
 from i2x_jax.models import torch_weights
 from i2x_jax.pipeline import explain as stage_explain
 from i2x_jax.pipeline.directory import RunDirectory
@@ -84,15 +85,12 @@ class Implementation:
         images, labels = self.dataset.images[rows], self.dataset.labels[rows]
         found = evidence.batch_evidence(
             self.model,
-            self.settings.num_prototypes,
-            self.settings.cam,
-            self.settings.target,
+            stage_explain.measuring_of(self.settings)._replace(contributions=False),
             self.variables,
             images,
             labels,
             np.ones(len(labels), bool),
             assignments[rows].reshape(-1, *self.model.feature_shape[:2]),
-            with_contributions=False,
         )
         return {"maps": fetch(found.maps)}
 
@@ -109,13 +107,9 @@ class Implementation:
             self.variables,
             self.dataset,
             assignments.reshape(-1, *self.model.feature_shape[:2]),
-            self.settings.num_prototypes,
-            self.settings.cam,
-            self.settings.target,
-            self.settings.batch_size,
+            stage_explain.measuring_of(self.settings)._replace(contributions=with_contributions),
             intensity,
             confidence,
-            with_contributions=with_contributions,
         )
 
     def pca(self, features: np.ndarray) -> dict:
@@ -153,7 +147,7 @@ class Implementation:
 
     def grouping(self, confidence: np.ndarray) -> dict:
         """Groups of every interval `[T-1, N]`."""
-        changes = (stage_explain.difference(confidence, t) for t in range(len(confidence) - 1))
+        changes = (difference(confidence, t) for t in range(len(confidence) - 1))
         return {"groups": np.stack([self.grouping_interval(dY)["groups"] for dY in changes])}
 
     def grouping_interval(self, dY: np.ndarray) -> dict:
@@ -181,14 +175,14 @@ class Implementation:
         labels, classes = self.problem.labels, tuple(range(self.problem.num_classes))
         found = []
         for t in range(len(groups)):
-            dP, dY = stage_explain.difference(intensity, t), stage_explain.difference(confidence, t)
+            dP, dY = difference(intensity, t), difference(confidence, t)
             # A run weighs the prototypes by area here; the work is the same.
             total = dP.sum(1)
             subsets = [classes, *((label,) for label in classes)]
             fits = mapping.map_samples(
                 dP, dY, total, labels, len(classes), subsets, self.problem.config.seed, permutations, resamples
             )
-            by_groups = stage_explain.fit_groups(dP, dY, groups[t], labels, classes, self.settings)
+            by_groups = fit_groups(dP, dY, groups[t], labels, len(classes), self.settings)
             fit = fits[0]
             found.append((by_groups[0][0], fit.beta, fit.ridge_lambda, fit.r2, [each.r2 for each in fits[1:]]))
         names = ("beta_groups", "beta", "ridge_lambda", "r2", "r2_by_class")
@@ -274,14 +268,10 @@ class Implementation:
         """Some steps of training; returns their mean loss."""
         config = self.problem.config
         self.state, totals = training.run_steps(
-            self.model,
-            self.optimizer,
-            self.augment,
+            training.Recipe(self.model, self.optimizer, self.augment, config.train.batch_size, config.seed),
             self.state,
             training.zero_totals(),
             self.dataset,
-            config.train.batch_size,
-            config.seed,
             self.step,
             self.step + count,
         )

@@ -20,6 +20,25 @@ from i2x_jax.evidence.saliency import bias, contributions, saliency_maps
 from i2x_jax.models.model import Model, Variables
 
 
+class Measuring(NamedTuple):
+    """What is measured, and how.
+
+    Attributes:
+      num_prototypes: K.
+      cam: one of `saliency.RULES`.
+      target: 'label' or 'predicted', the logit that saliency explains.
+      batch_size: samples at a time; results do not depend on it.
+      contributions: whether they are measured too: behind a head that is not linear they take M backward passes, all
+        else takes one.
+    """
+
+    num_prototypes: int
+    cam: str = "gradcam"
+    target: str = "label"
+    batch_size: int = 256
+    contributions: bool = True
+
+
 class BatchEvidence(NamedTuple):
     """Evidence in one batch.
 
@@ -60,47 +79,40 @@ class Contributions(NamedTuple):
     completeness_error: float
 
 
-@functools.partial(
-    jit, inference=True, static_argnames=("model", "num_prototypes", "cam", "target", "with_contributions")
-)
+@functools.partial(jit, inference=True, static_argnames=("model", "settings"))
 def batch_evidence(
     model: Model,
-    num_prototypes: int,
-    cam: str,
-    target: str,
+    settings: Measuring,
     variables: Variables,
     images: jax.Array,
     labels: jax.Array,
     mask: jax.Array,
     assignments: jax.Array,
-    with_contributions: bool = True,
 ) -> BatchEvidence:
     """Everything that is measured on a batch, from one forward pass of the backbone.
 
     Args:
       model: the classifier.
-      num_prototypes: K.
-      cam: one of `saliency.RULES`.
-      target: 'label' or 'predicted', the logit that saliency explains.
+      settings: what is measured.
       variables: of the checkpoint.
       images: `[B, H, W, C]`.
       labels: int32 `[B]`.
       mask: bool `[B]`, False for rows that do not count.
       assignments: int `[B, h, w]`, the prototype of every location.
-      with_contributions: behind a head that is not linear they take M backward passes, all else takes one.
     """
     features = model.features(variables, images)
     with jax.default_matmul_precision("highest"):
         logits = model.head(variables, features)
-    classes = labels if target == "label" else logits.argmax(-1)
-    maps = saliency_maps(model, variables, features, classes, cam=cam)
+    classes = labels if settings.target == "label" else logits.argmax(-1)
+    maps = saliency_maps(model, variables, features, classes, cam=settings.cam)
     with jax.default_matmul_precision("highest"):
-        intensity, confidence = prototypes.intensity(maps, assignments, num_prototypes), jax.nn.softmax(logits)
+        intensity = prototypes.intensity(maps, assignments, settings.num_prototypes)
+        confidence = jax.nn.softmax(logits)
         finite = jnp.isfinite(intensity).all() & jnp.isfinite(confidence).all()
         measured = BatchEvidence(intensity, confidence, maps, finite)
-        if not with_contributions:
+        if not settings.contributions:
             return measured
-        members = jax.nn.one_hot(assignments, num_prototypes)
+        members = jax.nn.one_hot(assignments, settings.num_prototypes)
         evidence = jnp.einsum("bhwk,bhwm->bkm", members, contributions(model, variables, features))
         of_class = jax.nn.one_hot(labels, logits.shape[-1]) * mask[:, None]
         error = jnp.abs(evidence.sum(1) + bias(model, variables) - logits).max(-1)
@@ -117,14 +129,10 @@ def measure_checkpoint(
     variables: Variables,
     dataset: Dataset,
     assignments: np.ndarray,
-    num_prototypes: int,
-    cam: str,
-    target: str,
-    batch_size: int,
+    settings: Measuring,
     intensity: np.ndarray,
     confidence: np.ndarray,
     progress: Callable[[int], Any] = lambda count: None,
-    with_contributions: bool = True,
 ) -> Contributions | None:
     """Measures one checkpoint over all samples.
 
@@ -133,14 +141,10 @@ def measure_checkpoint(
       variables: of the checkpoint.
       dataset: N samples.
       assignments: int16 `[N, h, w]`.
-      num_prototypes: K.
-      cam: one of `saliency.RULES`.
-      target: 'label' or 'predicted'.
-      batch_size: samples at a time.
+      settings: what is measured.
       intensity: float32 `[N, K]`, written to; may be a memory map.
       confidence: float32 `[N, M]`, written to; may be a memory map. Of both, each process writes its own rows.
       progress: told after every batch how many samples it held.
-      with_contributions: whether they are measured too, see `batch_evidence`.
 
     Returns:
       The contributions; None without them.
@@ -149,18 +153,18 @@ def measure_checkpoint(
       InputError: intensities or confidences that are not finite.
     """
     num_classes = len(dataset.class_names)
-    total = np.zeros((num_classes, num_prototypes, num_classes))
+    total = np.zeros((num_classes, settings.num_prototypes, num_classes))
     square = np.zeros_like(total)
     worst = 0.0
 
     def measured():
-        for batch in batches(dataset, divisible(batch_size)):
+        for batch in batches(dataset, divisible(settings.batch_size)):
             rows = slice(batch.start, batch.start + int(batch.mask.sum()))
             # Rows that fill the batch up repeat sample 0; their assignments do not matter.
             places = np.zeros((len(batch.labels), *assignments.shape[1:]), assignments.dtype)
             places[: rows.stop - rows.start] = assignments[rows]
             arrays = shard((batch.images, batch.labels, batch.mask, places))
-            yield rows, batch_evidence(model, num_prototypes, cam, target, variables, *arrays, with_contributions)
+            yield rows, batch_evidence(model, settings, variables, *arrays)
 
     for rows, found in ahead(measured()):
         write_rows(intensity[rows], found.intensity)
@@ -170,12 +174,12 @@ def measure_checkpoint(
                 f"saliency or confidence of samples {rows.start} to {rows.stop - 1} is not finite; allowed: finite "
                 "numbers; look at the weights and the images of this run"
             )
-        if with_contributions:
+        if settings.contributions:
             total += fetch(found.contribution_sum)
             square += fetch(found.contribution_square)
             worst = max(worst, float(fetch(found.completeness_error)))
         progress(rows.stop - rows.start)
-    if not with_contributions:
+    if not settings.contributions:
         return None
     counts = np.maximum(np.bincount(dataset.labels, minlength=num_classes), 1)[:, None, None]
     mean = total / counts
@@ -196,11 +200,10 @@ def batch_bias(model: Model, variables: Variables) -> jax.Array:
     return bias(model, variables)
 
 
-@functools.partial(jit, inference=True, static_argnames=("model", "num_prototypes", "cam"))
+@functools.partial(jit, inference=True, static_argnames=("model", "settings"))
 def batch_margin_intensity(
     model: Model,
-    num_prototypes: int,
-    cam: str,
+    settings: Measuring,
     variables: Variables,
     images: jax.Array,
     assignments: jax.Array,
@@ -209,8 +212,8 @@ def batch_margin_intensity(
     """Intensity `[B, K]` of the signed margin of class `pair[0]` over `pair[1]` (DESIGN 2.8), jitted."""
     features = model.features(variables, images)
     classes = jnp.broadcast_to(pair[:, None], (2, len(images)))
-    maps = saliency_maps(model, variables, features, classes[0], against=classes[1], cam=cam)
-    return prototypes.intensity(maps, assignments, num_prototypes)
+    maps = saliency_maps(model, variables, features, classes[0], against=classes[1], cam=settings.cam)
+    return prototypes.intensity(maps, assignments, settings.num_prototypes)
 
 
 def margin_intensity(
@@ -218,10 +221,8 @@ def margin_intensity(
     variables: Variables,
     dataset: Dataset,
     assignments: np.ndarray,
-    num_prototypes: int,
-    cam: str,
+    settings: Measuring,
     pair: tuple[int, int],
-    batch_size: int,
 ) -> np.ndarray:
     """Intensity float32 `[N, K]` of the margin of one class over another, for all samples given.
 
@@ -230,20 +231,17 @@ def margin_intensity(
       variables: of the checkpoint.
       dataset: N samples.
       assignments: int `[N, h, w]`, the prototype of every location.
-      num_prototypes: K.
-      cam: one of `config.SIGNED_CAMS`.
+      settings: what is measured; `cam` is one of `config.SIGNED_CAMS`.
       pair: the class whose logit counts, and the one whose logit is taken from it.
-      batch_size: samples a batch.
 
     Returns:
       Signed, in logits.
     """
-    size = divisible(batch_size)
+    size = divisible(settings.batch_size)
     rows = (
         batch_margin_intensity(
             model,
-            num_prototypes,
-            cam,
+            settings,
             variables,
             shard(batch.images),
             shard(np.take(assignments, np.arange(batch.start, batch.start + size), axis=0, mode="clip")),

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from i2x_jax.config import ExplainConfig
 from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence import measuring as evidence
 from i2x_jax.evidence import saliency
@@ -37,10 +38,7 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
                         variables,
                         splits.train,
                         assignments,
-                        num_prototypes,
-                        config.explain.cam,
-                        config.explain.target,
-                        config.explain.batch_size,
+                        measuring_of(config.explain),
                         intensity[t],
                         confidence[t],
                         bar.update,
@@ -62,6 +60,11 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
             np.save(folder / "pair_intensity.npy", pair_margins(work, pair, assignments))
 
 
+def measuring_of(settings: ExplainConfig) -> evidence.Measuring:
+    """What is measured, by a config's settings."""
+    return evidence.Measuring(settings.num_prototypes, settings.cam, settings.target, settings.batch_size)
+
+
 def pair_margins(work: Run, pair: tuple[int, int], assignments: np.ndarray) -> np.ndarray:
     """Intensity of the margin of one class of a pair over the other, `[T, n, K]` over the pair's rows (DESIGN 2.8).
 
@@ -78,10 +81,8 @@ def pair_margins(work: Run, pair: tuple[int, int], assignments: np.ndarray) -> n
             work.variables(step),
             subset,
             assignments[rows],
-            settings.num_prototypes,
-            settings.cam,
+            measuring_of(settings),
             pair,
-            settings.batch_size,
         )
         for step in work.steps
     ]

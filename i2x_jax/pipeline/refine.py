@@ -7,6 +7,7 @@ import numpy as np
 from i2x_jax.data.dataset import steps_per_pass
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.refinement import strategies as refinement
+from i2x_jax.refinement.table import summarize
 from i2x_jax.results.files import REFINEMENT, read, read_json
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training import loop as training
@@ -22,6 +23,14 @@ def refine(directory: RunDirectory, work: Run) -> None:
     steps = steps_per_pass(len(labels), config.train.batch_size)
     optimizer = training.make_optimizer(
         config.train.optimizer, settings.learning_rate, config.train.weight_decay, steps, config.train.warmup
+    )
+    refining = refinement.Refining(
+        recipe=training.Recipe(model, optimizer, config.data.augment, config.train.batch_size, config.seed),
+        variables=variables,
+        train=splits.train,
+        test=splits.test,
+        calibration=training.batch_norm_images(splits.train, config.seed),
+        pair=pair,
     )
     applicable = [
         name for name in settings.strategies if len(curated["left_out"]) or set(refinement.phases(name)) == {"full"}
@@ -39,28 +48,14 @@ def refine(directory: RunDirectory, work: Run) -> None:
             draws = np.random.default_rng((config.seed, seed))
             left_out = refinement.left_out_sets(curated["left_out"], labels, work.array("confidence"), draws)
             phase_seeds = [int(number) for number in draws.integers(2**31, size=2)]
-            result = refinement.refine_seed(
-                model,
-                optimizer,
-                config.data.augment,
-                variables,
-                splits.train,
-                splits.test,
-                training.batch_norm_images(splits.train, config.seed),
-                left_out,
-                applicable,
-                pair,
-                config.train.batch_size,
-                phase_seeds,
-                bar.update,
-            )
+            result = refinement.refine_seed(refining, left_out, applicable, phase_seeds, bar.update)
             # Kept until the table is written, so that a killed run does not repeat finished seeds.
             directory.write_json(partial, result)
             runs.append(result)
     before = refinement.outcome(
         training.predict(model, variables, splits.test, config.explain.batch_size), splits.test, pair
     )
-    table = refinement.summarize(
+    table = summarize(
         runs,
         before,
         settings.strategies,

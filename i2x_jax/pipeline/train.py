@@ -75,6 +75,7 @@ def train(directory: RunDirectory, work: Run) -> None:
     optimizer = training.make_optimizer(
         settings.optimizer, settings.learning_rate, settings.weight_decay, kept[-1], settings.warmup
     )
+    recipe = training.Recipe(model, optimizer, config.data.augment, settings.batch_size, config.seed)
     calibration = training.batch_norm_images(splits.train, config.seed)
     with Checkpoints(directory.path / CHECKPOINTS) as checkpoints:
         state = training.init_state(initial_variables(directory, work), optimizer)
@@ -104,19 +105,7 @@ def train(directory: RunDirectory, work: Run) -> None:
                 if start in kept:
                     totals = training.zero_totals()
                 try:
-                    state, totals = training.run_steps(
-                        model,
-                        optimizer,
-                        config.data.augment,
-                        state,
-                        totals,
-                        splits.train,
-                        settings.batch_size,
-                        config.seed,
-                        start,
-                        stop,
-                        bar.update,
-                    )
+                    state, totals = training.run_steps(recipe, state, totals, splits.train, start, stop, bar.update)
                     if stop in kept:
                         loss, correct, count, _ = fetch(totals)
                         directory.add_metrics(stop, "batches", float(loss) / int(count), int(correct) / int(count))

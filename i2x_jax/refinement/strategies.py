@@ -1,15 +1,21 @@
 """Fine-tuning on curated samples, beside the controls that tell whether curation was the cause (DESIGN 2.9)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import optax
-import scipy.stats
 
 from i2x_jax.data.dataset import Dataset, steps_per_pass
-from i2x_jax.models.model import Model, Variables
-from i2x_jax.training.loop import init_state, loss_and_accuracy, predict, recompute_batch_norm, run_steps, zero_totals
+from i2x_jax.models.model import Variables
+from i2x_jax.training.loop import (
+    Recipe,
+    init_state,
+    loss_and_accuracy,
+    predict,
+    recompute_batch_norm,
+    run_steps,
+    zero_totals,
+)
 
 FULL, RANDOM = "full", "random"
 
@@ -54,53 +60,57 @@ def left_out_sets(
     }
 
 
+class Refining(NamedTuple):
+    """What all strategies and seeds of a refinement share.
+
+    Attributes:
+      recipe: how a phase trains; the schedule of its optimizer spans one phase and starts again with each, and its
+        seed is that of the phase.
+      variables: where every strategy starts.
+      train: the N training samples.
+      test: what the outcome is measured on.
+      calibration: images `[n, H, W, C]` whose BatchNorm statistics the outcome carries.
+      pair: the two classes whose confusions are counted.
+    """
+
+    recipe: Recipe
+    variables: Variables
+    train: Dataset
+    test: Dataset
+    calibration: np.ndarray
+    pair: tuple[int, int]
+
+
 def refine_seed(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    augmentation: str,
-    variables: Variables,
-    train: Dataset,
-    test: Dataset,
-    calibration: np.ndarray,
+    refining: Refining,
     left_out: dict[str, np.ndarray],
     strategies: Sequence[str],
-    pair: tuple[int, int],
-    batch_size: int,
     seeds: Sequence[int],
     progress: Callable[[int], Any] = lambda count: None,
 ) -> dict[str, dict]:
     """Runs every strategy once from the same weights; a first phase that several share is run once.
 
     Args:
-      model: what is fine-tuned.
-      optimizer: its schedule spans one phase and starts again with each.
-      augmentation: see `training.augment`.
-      variables: where every strategy starts.
-      train: the N training samples.
-      test: what the outcome is measured on.
-      calibration: images whose BatchNorm statistics the outcome carries.
+      refining: what is fine-tuned, and on what.
       left_out: of each set, see `left_out_sets`.
       strategies: such as 'full' or 'curated>full'.
-      pair: the two classes whose confusions are counted.
-      batch_size: samples a step.
       seeds: one for each phase: order and augmentation are the same for all strategies.
       progress: told after every step how many samples it took.
 
     Returns:
       For each strategy its `outcome`.
     """
+    recipe, train = refining.recipe, refining.train
     # The same for every strategy, however many samples its set has.
-    steps = steps_per_pass(len(train.labels), batch_size)
+    steps = steps_per_pass(len(train.labels), recipe.batch_size)
 
     def run_phase(start, name, seed):
         subset = train.take(np.setdiff1d(np.arange(len(train.labels)), left_out[name]))
-        state = init_state(start, optimizer)
-        state, _ = run_steps(
-            model, optimizer, augmentation, state, zero_totals(), subset, batch_size, seed, 0, steps, progress
-        )
-        return recompute_batch_norm(model, state.variables, calibration)
+        state = init_state(start, recipe.optimizer)
+        state, _ = run_steps(recipe._replace(seed=seed), state, zero_totals(), subset, 0, steps, progress)
+        return recompute_batch_norm(recipe.model, state.variables, refining.calibration)
 
-    reached = {(): variables}
+    reached = {(): refining.variables}
     outcomes = {}
     # Shorter first, so that the phases a longer strategy shares are there already.
     for strategy in sorted(strategies, key=lambda name: len(phases(name))):
@@ -108,7 +118,8 @@ def refine_seed(
         for depth in range(1, len(names) + 1):
             if names[:depth] not in reached:
                 reached[names[:depth]] = run_phase(reached[names[: depth - 1]], names[depth - 1], seeds[depth - 1])
-        outcomes[strategy] = outcome(predict(model, reached[names], test, batch_size), test, pair)
+        logits = predict(recipe.model, reached[names], refining.test, recipe.batch_size)
+        outcomes[strategy] = outcome(logits, refining.test, refining.pair)
     return outcomes
 
 
@@ -135,61 +146,3 @@ def outcome(logits: np.ndarray, test: Dataset, pair: tuple[int, int]) -> dict:
         "worst_class": {"class": test.class_names[worst], "accuracy": float(recall[worst])},
         "confusion": confusion.tolist(),
     }
-
-
-def summarize(runs: list[dict[str, dict]], before: dict, strategies: Sequence[str], reason: str, counts: dict) -> dict:
-    """The refinement table: `refinement.json` without its header.
-
-    Args:
-      runs: one `refine_seed` result per seed.
-      before: the `outcome` without refinement.
-      strategies: all that were asked for.
-      reason: why those that were not run do not apply.
-      counts: class name to number of samples left out.
-    """
-    table = {}
-    for name in strategies:
-        seeds = [{"seed": seed, **run[name]} for seed, run in enumerate(runs) if name in run]
-        entry = {"applicable": bool(seeds), "phases": len(phases(name)), "seeds": seeds}
-        if seeds:
-            values = {measure: np.array([read(seed) for seed in seeds]) for measure, read in MEASURES.items()}
-            spread = len(seeds) > 1
-            entry["mean"] = {measure: float(value.mean()) for measure, value in values.items()}
-            entry["std"] = {measure: float(value.std(ddof=1)) if spread else None for measure, value in values.items()}
-        else:
-            entry["reason"] = reason
-        table[name] = entry
-    return {"before": before, "strategies": table, "differences": differences(table), "left_out": counts}
-
-
-MEASURES = {
-    "accuracy": lambda run: run["accuracy"],
-    "pair_confusions": lambda run: run["pair_confusions"],
-    "worst_class": lambda run: run["worst_class"]["accuracy"],
-}
-
-
-def differences(table: dict) -> list[dict]:
-    """Each strategy less full data and less the random control at as many phases, paired by seed."""
-    rows = []
-    for name, entry in table.items():
-        for reference in {1: (FULL, RANDOM), 2: (f"{FULL}>{FULL}", f"{RANDOM}>{FULL}")}[entry["phases"]]:
-            if name != reference and entry["seeds"] and table.get(reference, {}).get("seeds"):
-                pairs = list(zip(entry["seeds"], table[reference]["seeds"], strict=True))
-                rows.append(
-                    {"strategy": name, "against": reference, "phases": entry["phases"]}
-                    | {
-                        measure: paired_interval(np.array([read(one) - read(two) for one, two in pairs]))
-                        for measure, read in MEASURES.items()
-                    }
-                )
-    return rows
-
-
-def paired_interval(values: np.ndarray) -> dict:
-    """Mean and 95 % t interval of paired differences; none from a single seed, or where all differences are equal."""
-    mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
-        return {"mean": mean, "low": None, "high": None}
-    reach = float(scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return {"mean": mean, "low": mean - reach, "high": mean + reach}

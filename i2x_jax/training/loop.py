@@ -35,6 +35,24 @@ class TrainState(NamedTuple):
     step: jax.Array
 
 
+class Recipe(NamedTuple):
+    """How a network is trained, whatever the samples.
+
+    Attributes:
+      model: what is trained.
+      optimizer: see `make_optimizer`; one object for the whole training: a fresh one would be traced again.
+      augmentation: see `augment`.
+      batch_size: samples a step.
+      seed: of the order of the samples and of the augmentation.
+    """
+
+    model: Model
+    optimizer: optax.GradientTransformation
+    augmentation: str
+    batch_size: int
+    seed: int
+
+
 class Totals(NamedTuple):
     """Sums over training batches, kept on the device.
 
@@ -191,14 +209,10 @@ def augment(images: jax.Array, augmentation: str, key: jax.Array) -> jax.Array:
 
 
 def run_steps(
-    model: Model,
-    optimizer: optax.GradientTransformation,
-    augmentation: str,
+    recipe: Recipe,
     state: TrainState,
     totals: Totals,
     dataset: Dataset,
-    batch_size: int,
-    seed: int,
     start: int,
     stop: int,
     progress: Callable[[int], Any] = lambda count: None,
@@ -206,14 +220,10 @@ def run_steps(
     """Trains from step `start` to step `stop`, batches drawn by `training_indices`.
 
     Args:
-      model: what is trained.
-      optimizer: one object for the whole training: a fresh one would be traced again.
-      augmentation: see `augment`.
+      recipe: how it is trained.
       state: at `start`; donated.
       totals: added to; donated.
       dataset: what it is trained on.
-      batch_size: samples a step.
-      seed: of the order of the samples and of the augmentation.
       start: steps done.
       stop: steps wanted.
       progress: told after every step how many samples it took.
@@ -224,12 +234,12 @@ def run_steps(
     Raises:
       NotFiniteError: the loss was NaN or infinite.
     """
-    key = replicate(jax.random.key(seed))
+    how, key = recipe[:3], replicate(jax.random.key(recipe.seed))
     for step in range(start, stop):
-        rows = training_indices(len(dataset.labels), batch_size, step, seed)
+        rows = training_indices(len(dataset.labels), recipe.batch_size, step, recipe.seed)
         images, labels = shard((dataset.images[rows], dataset.labels[rows]))
-        state, totals = train_step(model, optimizer, augmentation, state, totals, images, labels, key)
-        progress(batch_size)
+        state, totals = train_step(*how, state, totals, images, labels, key)
+        progress(recipe.batch_size)
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0 or step + 1 == stop:
             first_bad = int(fetch(totals.first_bad))
             if first_bad != GOOD:

@@ -75,10 +75,7 @@ def test_evidence_of_many_batches():
             tiny_variables(),
             data,
             places,
-            3,
-            "gradcam",
-            "label",
-            BATCH_SIZE,
+            evidence.Measuring(3, batch_size=BATCH_SIZE),
             intensity,
             confidence,
             note,
@@ -94,7 +91,7 @@ def test_many_training_steps():
     marks = []
     for start in range(0, (SPANS + 1) * BATCHES, BATCHES):
         state = training.run_steps(
-            model, optimizer, "shift", *state, data, BATCH_SIZE, 0, start=start, stop=start + BATCHES
+            training.Recipe(model, optimizer, "shift", BATCH_SIZE, 0), *state, data, start, start + BATCHES
         )
         jax.block_until_ready(state)
         marks.append(held())

@@ -27,12 +27,16 @@ ASSIGNMENTS = np.random.default_rng(0).integers(0, 3, (22, 4, 4)).astype(np.int1
 ASSIGNMENTS[1::2, 0] = 3
 
 
-def measured(model=None, variables=None, cam="gradcam", target="label", batch_size=22, **more):
+def settings_of(cam="gradcam", target="label", batch_size=22, contributions=True):
+    return evidence.Measuring(PROTOTYPES, cam, target, batch_size, contributions)
+
+
+def measured(model=None, variables=None, progress=lambda count: None, **settings):
     """Contributions, intensity [N,K] and confidence [N,M] of a checkpoint."""
     model, variables = model or tiny_model(), variables or tiny_variables()
     intensity, confidence = np.full((22, PROTOTYPES), np.nan, np.float32), np.full((22, 3), np.nan, np.float32)
     found = evidence.measure_checkpoint(
-        model, variables, DATA, ASSIGNMENTS, PROTOTYPES, cam, target, batch_size, intensity, confidence, **more
+        model, variables, DATA, ASSIGNMENTS, settings_of(**settings), intensity, confidence, progress
     )
     return found, intensity, confidence
 
@@ -134,7 +138,7 @@ def test_masked_rows_do_not_count():
 
     def batch(images, assignments):
         return evidence.batch_evidence(
-            tiny_model(), PROTOTYPES, "gradcam", "label", tiny_variables(), images, DATA.labels[:8], mask, assignments
+            tiny_model(), settings_of(), tiny_variables(), images, DATA.labels[:8], mask, assignments
         )
 
     other_images, other_assignments = DATA.images[:8].copy(), ASSIGNMENTS[:8].copy()
@@ -149,7 +153,7 @@ def test_masked_rows_do_not_count():
 
 def test_the_maps_are_those_behind_the_intensity():
     found = evidence.batch_evidence(
-        tiny_model(), PROTOTYPES, "gradcam", "label", tiny_variables(), *DATA[:2], np.ones(22, bool), ASSIGNMENTS
+        tiny_model(), settings_of(), tiny_variables(), *DATA[:2], np.ones(22, bool), ASSIGNMENTS
     )
     assert found.maps.shape == (22, 4, 4)
     expected = prototypes.intensity(found.maps, ASSIGNMENTS, PROTOTYPES)
@@ -159,7 +163,7 @@ def test_the_maps_are_those_behind_the_intensity():
 @pytest.mark.parametrize("tap", ["", "conv2"])
 def test_without_contributions_the_rest_is_the_same(tap):
     expected = measured(tiny_model(tap), batch_size=8)
-    found = measured(tiny_model(tap), batch_size=8, with_contributions=False)
+    found = measured(tiny_model(tap), batch_size=8, contributions=False)
     assert found[0] is None
     for one, two in zip(found[1:], expected[1:], strict=True):
         np.testing.assert_allclose(one, two, **ROUNDING)
@@ -205,9 +209,7 @@ def test_results_go_into_memory_maps(tmp_path):
         np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float32, (22, columns))
         for name, columns in shapes.items()
     ]
-    evidence.measure_checkpoint(
-        tiny_model(), tiny_variables(), DATA, ASSIGNMENTS, PROTOTYPES, "gradcam", "label", 22, *maps
-    )
+    evidence.measure_checkpoint(tiny_model(), tiny_variables(), DATA, ASSIGNMENTS, settings_of(), *maps)
     for array, name, expected in zip(maps, shapes, measured()[1:], strict=True):
         array.flush()
         np.testing.assert_array_equal(np.load(tmp_path / f"{name}.npy"), expected)
@@ -216,7 +218,7 @@ def test_results_go_into_memory_maps(tmp_path):
 class TestMarginIntensity:
     def found(self, pair, model=None, batch_size=8):
         return evidence.margin_intensity(
-            model or tiny_model(), tiny_variables(), DATA, ASSIGNMENTS, PROTOTYPES, "gradcam", pair, batch_size
+            model or tiny_model(), tiny_variables(), DATA, ASSIGNMENTS, settings_of(batch_size=batch_size), pair
         )
 
     @pytest.mark.parametrize("tap", ["", "conv2"])

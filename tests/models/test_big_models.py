@@ -216,5 +216,7 @@ def test_learns_64_images(name, settings, side):
         return training.loss_and_accuracy(training.predict(model, exact, dataset, 64), dataset.labels)[0]
 
     assert loss(state.variables) > 1
-    state, _ = training.run_steps(model, optimizer, "none", state, training.zero_totals(), dataset, 64, 0, 0, 60)
+    state, _ = training.run_steps(
+        training.Recipe(model, optimizer, "none", 64, 0), state, training.zero_totals(), dataset, 0, 60
+    )
     assert loss(state.variables) < 0.02

@@ -13,6 +13,7 @@ import i2x_jax
 from i2x_jax.config import STRATEGIES
 from i2x_jax.data.dataset import steps_per_pass
 from i2x_jax.refinement import strategies as refinement
+from i2x_jax.refinement.table import paired_interval, summarize
 from i2x_jax.training import loop as training
 from tests.helpers import ROUNDING, planted, tiny_model, tiny_variables
 
@@ -35,21 +36,9 @@ def left_out(curated=(0, 3, 5, 8, 11), seed=0):
 
 
 def refined(strategies, sets=None, seeds=(11, 12), **more):
-    return refinement.refine_seed(
-        tiny_model(),
-        optimizer(),
-        "shift",
-        tiny_variables(),
-        TRAIN,
-        TEST,
-        TRAIN.images[:32],
-        left_out() if sets is None else sets,
-        strategies,
-        PAIR,
-        BATCH,
-        seeds,
-        **more,
-    )
+    recipe = training.Recipe(tiny_model(), optimizer(), "shift", BATCH, seed=0)
+    refining = refinement.Refining(recipe, tiny_variables(), TRAIN, TEST, TRAIN.images[:32], PAIR)
+    return refinement.refine_seed(refining, left_out() if sets is None else sets, strategies, seeds, **more)
 
 
 @pytest.fixture
@@ -57,11 +46,16 @@ def phases_run(monkeypatch):
     """The arguments of every phase that is trained, by name."""
     phases, original = [], refinement.run_steps
 
-    def noted(model, optimizer, augmentation, state, totals, dataset, batch_size, seed, start, stop, progress):
+    def noted(recipe, state, totals, dataset, start, stop, progress):
         phases.append(
-            {"dataset": dataset, "seed": seed, "steps": (start, stop), "weights": jax.device_get(state.variables)}
+            {
+                "dataset": dataset,
+                "seed": recipe.seed,
+                "steps": (start, stop),
+                "weights": jax.device_get(state.variables),
+            }
         )
-        return original(model, optimizer, augmentation, state, totals, dataset, batch_size, seed, start, stop, progress)
+        return original(recipe, state, totals, dataset, start, stop, progress)
 
     monkeypatch.setattr(refinement, "run_steps", noted)
     return phases
@@ -224,17 +218,17 @@ class TestPairedInterval:
     @pytest.mark.parametrize("count", [2, 3, 10])
     def test_equals_scipy(self, count):
         one, two = np.random.default_rng(count).normal(size=(2, count))
-        found = refinement.paired_interval(one - two)
+        found = paired_interval(one - two)
         expected = scipy.stats.ttest_rel(one, two).confidence_interval(0.95)
         np.testing.assert_allclose([found["low"], found["high"]], [expected.low, expected.high], **ROUNDING)
         assert found["mean"] == pytest.approx((one - two).mean())
 
     def test_equal_differences_have_no_interval(self):
         # One of no width would read as certainty, where there are only few seeds and coarse accuracies.
-        assert refinement.paired_interval(np.array([0.5, 0.5])) == {"mean": 0.5, "low": None, "high": None}
+        assert paired_interval(np.array([0.5, 0.5])) == {"mean": 0.5, "low": None, "high": None}
 
     def test_one_seed_has_no_interval(self):
-        assert refinement.paired_interval(np.array([0.5])) == {"mean": 0.5, "low": None, "high": None}
+        assert paired_interval(np.array([0.5])) == {"mean": 0.5, "low": None, "high": None}
 
 
 def made_up(seeds, strategies=STRATEGIES):
@@ -248,7 +242,7 @@ def made_up(seeds, strategies=STRATEGIES):
 
 def table(runs, strategies=STRATEGIES, reason="no prototype is uncertain"):
     before = made_up(1)[0]["full"]
-    return refinement.summarize(runs, before, strategies, reason, {"red": 2, "blue": 3})
+    return summarize(runs, before, strategies, reason, {"red": 2, "blue": 3})
 
 
 def check(summary, seeds):

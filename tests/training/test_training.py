@@ -10,7 +10,7 @@ import sklearn.metrics
 from i2x_jax import models
 from i2x_jax.data import dataset as data
 from i2x_jax.training import loop as training
-from i2x_jax.training.loop import NotFiniteError, init_state, make_optimizer, run_steps, zero_totals
+from i2x_jax.training.loop import NotFiniteError, Recipe, init_state, make_optimizer, run_steps, zero_totals
 from tests.helpers import ROUNDING, assert_trees_equal, counted, drawn, planted, tiny_model
 
 PLANTED = planted(48)
@@ -26,7 +26,7 @@ def optimizer_of(name="adamw", learning_rate=1e-2, weight_decay=1e-2, total=STEP
 def trained(seed, start=0, stop=STEPS, state=None, augmentation="shift"):
     model, optimizer = tiny_model(), optimizer_of()
     state = state or init_state(drawn(model, seed), optimizer)
-    return run_steps(model, optimizer, augmentation, state, zero_totals(), PLANTED, 16, seed, start, stop)
+    return run_steps(Recipe(model, optimizer, augmentation, 16, seed), state, zero_totals(), PLANTED, start, stop)
 
 
 @functools.cache
@@ -44,7 +44,7 @@ class TestRunSteps:
         model, few = digits_model(), digits().take(np.arange(64))
         optimizer = optimizer_of("adamw", 3e-2, 1e-4, 60)
         state = init_state(drawn(model, 0), optimizer)
-        state, totals = run_steps(model, optimizer, "none", state, zero_totals(), few, 64, 0, 0, 60)
+        state, totals = run_steps(Recipe(model, optimizer, "none", 64, 0), state, zero_totals(), few, 0, 60)
         variables = training.recompute_batch_norm(model, state.variables, few.images)
         loss, accuracy = training.loss_and_accuracy(training.predict(model, variables, few, 64), few.labels)
         assert loss < 0.05
@@ -56,7 +56,7 @@ class TestRunSteps:
         """DESIGN 2.1: at step 10 the loss in evaluation mode is within 10 % of that in training mode."""
         model, optimizer = digits_model(), optimizer_of("adamw", 3e-2, 1e-4, 60)
         state = init_state(drawn(model, 0), optimizer)
-        state, _ = run_steps(model, optimizer, "none", state, zero_totals(), digits(), 64, 0, 0, 10)
+        state, _ = run_steps(Recipe(model, optimizer, "none", 64, 0), state, zero_totals(), digits(), 0, 10)
         # Not the images that the statistics are computed from, but some of them.
         some = digits().take(np.arange(256))
         logits, _ = jax.jit(model.train_logits)(state.variables, some.images)
@@ -123,14 +123,16 @@ class TestRunSteps:
     def test_progress_hears_of_every_step(self):
         model, optimizer, heard = tiny_model(), optimizer_of(), []
         state = init_state(drawn(model, 1), optimizer)
-        run_steps(model, optimizer, "shift", state, zero_totals(), PLANTED, 16, 1, 0, 3, heard.append)
+        run_steps(Recipe(model, optimizer, "shift", 16, 1), state, zero_totals(), PLANTED, 0, 3, heard.append)
         assert heard == [16, 16, 16]
 
     def test_is_traced_once_over_many_batches_and_calls(self):
         (model, traces), optimizer = counted(tiny_model(), "train_logits"), optimizer_of()
         state = init_state(drawn(model, 0), optimizer)
         for start in (0, 5):
-            state, _ = run_steps(model, optimizer, "shift", state, zero_totals(), PLANTED, 20, 7, start, start + 5)
+            state, _ = run_steps(
+                Recipe(model, optimizer, "shift", 20, 7), state, zero_totals(), PLANTED, start, start + 5
+            )
         assert len(traces) == 1
 
 
@@ -139,7 +141,9 @@ class TestNotFinite:
         model, optimizer = tiny_model(), optimizer_of()
         variables = jax.tree.map(lambda leaf: leaf * jnp.nan, drawn(model, 0))
         with pytest.raises(NotFiniteError, match=r"not finite at step 1$") as error:
-            run_steps(model, optimizer, "shift", init_state(variables, optimizer), zero_totals(), PLANTED, 16, 0, 0, 3)
+            run_steps(
+                Recipe(model, optimizer, "shift", 16, 0), init_state(variables, optimizer), zero_totals(), PLANTED, 0, 3
+            )
         assert error.value.step == 1
 
     def test_the_first_of_several_bad_steps_is_named(self):
@@ -147,7 +151,7 @@ class TestNotFinite:
         model, optimizer = tiny_model(), optimizer_of("sgd", 1e38)
         state = init_state(drawn(model, 0), optimizer)
         with pytest.raises(NotFiniteError) as error:
-            run_steps(model, optimizer, "shift", state, zero_totals(), PLANTED, 16, 0, 0, 6)
+            run_steps(Recipe(model, optimizer, "shift", 16, 0), state, zero_totals(), PLANTED, 0, 6)
         assert error.value.step == 2
         assert "step 2" in str(error.value)
 
