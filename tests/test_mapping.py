@@ -353,6 +353,22 @@ def test_no_change_gives_zero_beta_and_no_ratios():
         assert not mapping.sign_agreement(result).any()
 
 
+@pytest.mark.parametrize(("per_row", "measured"), [(0.99e-4, False), (1.01e-4, True)])
+def test_there_must_be_enough_to_explain_in_a_row_however_many_rows_there_are(per_row, measured):
+    dP, dY, total, labels, _ = planted(rows=400)
+    folds = mapping.stratified_folds(labels, FOLDS, 0)
+    for subset in [(0, 1, 2), (1,), (0, 2)]:
+        rows = np.isin(labels, subset)
+        sst = sum(np.sum((dY[rows & (folds == f)] - dY[rows & (folds != f)].mean(0)) ** 2) for f in range(FOLDS))
+        change = dY * np.sqrt(per_row * rows.sum() / sst)
+        result = fit((dP, change, total, labels), [subset], permutations=3)[0]
+        ratios = [result.r2, result.r2_class, result.r2_total, result.gain, result.gain_total]
+        assert np.isfinite([*ratios, *result.gain_null, *result.r2_null]).tolist() == [measured] * 11
+        r2, by_class = mapping.r2_groups(dP, change, labels, folds, lambda dY, _: np.arange(len(dY)) % 7)
+        found = {(0, 1, 2): r2, (1,): by_class[1]}
+        assert np.isfinite(found.get(subset, 0)) == (measured or subset == (0, 2))
+
+
 def test_column_without_variance_is_not_estimable():
     data = planted(rows=200)
     dP = np.column_stack([data[0], np.zeros(200), np.full(200, 0.1), data[0][:, 0], (data[3] == 1) * 0.3])
