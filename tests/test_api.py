@@ -190,7 +190,7 @@ def test_a_folder_belongs_to_one_call(explained, data, changed):
     given = {"model": PLAIN, "checkpoints": PAIRS, "dataset": data, "config": SETTINGS} | changed
     with pytest.raises(InputError) as error:
         i2x_jax.explain(**given, workdir=explained.path)
-    assert "choose another --workdir" in one_line(error)
+    assert "choose another workdir" in one_line(error)
     assert (explained.path / REPORT).exists()
 
 

@@ -146,14 +146,14 @@ def check_classes(splits: Splits) -> None:
     """Raises `InputError` unless there are at least two classes and each has samples enough in every split."""
     names = splits.train.class_names
     if len(names) < 2:
-        raise InputError(f"the data set has {len(names)} class; allowed: at least 2; choose another --config.data.name")
+        raise InputError(f"the data set has {len(names)} class; allowed: at least 2; choose another data set")
     for split, least in (("train", MIN_TRAIN_PER_CLASS), ("validation", 1), ("test", 1)):
         counts = np.bincount(getattr(splits, split).labels, minlength=len(names))
         if counts.min() < least:
             name = names[counts.argmin()]
             raise InputError(
                 f"class {name!r} has {counts.min()} {split} samples; allowed: at least {least}; "
-                "raise --config.data.max_train or change --config.data.validation"
+                "add images, raise data.max_train or change data.validation"
             )
 
 

@@ -128,7 +128,7 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
     if config.train.batch_size % jax.device_count():
         raise InputError(
             f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
-            f"{jax.device_count()} devices; set --config.train.batch_size"
+            f"{jax.device_count()} devices; set train.batch_size"
         )
     checkpoint_steps(config, splits.train)
 
@@ -145,12 +145,11 @@ def check_explainable(config: Config, splits: Splits, model: Model) -> None:
         ("explain.pca_dims", explain.pca_dims, d, "feature channels at this tap"),
     ):
         if value > high:
-            raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set --config.{key}")
+            raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set {key}")
     unknown = [name for name in config.refine.pair if name not in train.class_names]
     if unknown:
         raise InputError(
-            f"config key refine.pair names {unknown[0]!r}; allowed: {', '.join(train.class_names)}; "
-            "set --config.refine.pair"
+            f"config key refine.pair names {unknown[0]!r}; allowed: {', '.join(train.class_names)}; set refine.pair"
         )
 
 
@@ -188,13 +187,13 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
             what = f"weights in {config.model.init_from}" if config.model.init_from else "checkpoints"
             raise InputError(
                 f"the {what} differ from those that {directory.path} was begun with; allowed: the same; restore them "
-                "or choose another --workdir"
+                "or choose another workdir"
             )
         changed = [name for name in prints if prints[name] != made_with["data_fingerprint"].get(name)]
         if changed:
             raise InputError(
                 f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "
-                "allowed: the same data; restore it or choose another --workdir"
+                "allowed: the same data; restore it or choose another workdir"
             )
         return
     provenance = {

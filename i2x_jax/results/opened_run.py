@@ -45,7 +45,7 @@ class Run:
     def __init__(self, path: str | os.PathLike, data_dir: str | None = None):
         self.path = pathlib.Path(path).absolute()
         if not (self.path / CONFIG).exists():
-            raise InputError(f"{self.path} is not a run directory: no {CONFIG} in it; allowed: a --workdir of run.py")
+            raise InputError(f"{self.path} is not a run directory: no {CONFIG} in it; allowed: the workdir of a run")
         self.config = read_config(self.path)
         self._data_dir = data_dir
         self._opened = {}
@@ -111,7 +111,7 @@ class Run:
         """The refinement table, as in refinement.json."""
         if self.config.model.name == OWN:
             raise InputError(
-                f"{self.path} explains a model of your own, which is not refined; allowed: a --workdir of run.py; "
+                f"{self.path} explains a model of your own, which is not refined; allowed: the workdir of a run of run.py; "
                 "look at .explanation instead"
             )
         return read_json(self.path / REFINEMENT, "refinement")

@@ -154,12 +154,12 @@ class TestRefusals:
         with pytest.raises(InputError) as error:
             shape_of("cnnn")
         assert "'cnnn'; allowed: cnn" in one_line(error)
-        assert "--config.model.name" in one_line(error)
+        assert "model.name" in one_line(error)
 
     def test_an_unknown_tap(self):
         with pytest.raises(InputError) as error:
             shape_of(tap="conv9")
-        assert "'conv9' of cnn; allowed: conv1, conv2, conv3, conv4; set --config.model.tap" in one_line(error)
+        assert "'conv9' of cnn; allowed: conv1, conv2, conv3, conv4; set model.tap" in one_line(error)
 
     def test_a_map_of_one_location_unless_asked_for(self):
         with pytest.raises(InputError) as error:
