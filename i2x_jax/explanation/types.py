@@ -59,7 +59,8 @@ class Support:
 
     `contribution` (logits) is the mean over the class's samples at the end of the interval, `change` that over the
     interval; behind a linear head they are exact. Where `disagrees` is set, the signs of support and contribution
-    differ, and an exact contribution is the one to believe.
+    differ, the contribution is at least 0.01 logits large, and an exact one is the one to believe. The prototype is in
+    at least 5 % of the class's images.
     """
 
     interval: int
