@@ -165,7 +165,7 @@ class TestRefusals:
         with pytest.raises(InputError) as error:
             shape_of(side=1)
         assert "1x1 for images of 1x1" in one_line(error)
-        assert "--config.model.allow_1x1" in one_line(error)
+        assert "model.allow_1x1" in one_line(error)
         assert shape_of(side=1, allow_1x1=True)[:2] == (1, 1)
 
 
