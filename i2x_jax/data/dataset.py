@@ -25,15 +25,19 @@ class Dataset(NamedTuple):
       images: uint8 `[N, H, W, C]`, 0 to 255.
       labels: int32 `[N]`, an index into `class_names`.
       class_names: M names.
+      rows: int64 `[N]`, the index that each sample had in the data set that this one was taken from; None where it is
+        whole. Kept by the program: what a user sets is not looked at.
     """
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
+    rows: np.ndarray | None = None
 
     def take(self, indices: np.ndarray) -> "Dataset":
-        """The samples at `indices`, in that order."""
-        return self._replace(images=self.images[indices], labels=self.labels[indices])
+        """The samples at `indices`, in that order; `rows` remember where they stood in the first data set."""
+        rows = np.arange(len(self.labels)) if self.rows is None else self.rows
+        return self._replace(images=self.images[indices], labels=self.labels[indices], rows=rows[indices])
 
 
 class Batch(NamedTuple):

@@ -153,6 +153,22 @@ class Explanation:
     pairs: tuple[PairExplanation, ...]
     intervals: tuple[Interval, ...]
 
+    def __repr__(self) -> str:
+        """A few lines; the parts are there to be asked for."""
+        names = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
+        measured = sum(each.gain is not None for each in self.intervals)
+        lines = [
+            f"Explanation of {len(self.classes)} classes ({_short(names)[1:-1]})",
+            f"  {len(self.prototypes)} prototypes, checkpoints at steps {_short(list(map(int, self.steps)))[1:-1]}",
+            f"  {len(self.pairs)} pairs of classes; a fit could be measured in {measured} of {len(self.intervals)} "
+            "intervals",
+        ]
+        if self.pairs:
+            pair = self.pairs[0]
+            apart = "never told apart" if pair.told_apart is None else f"told apart from step {pair.told_apart}"
+            lines.append(f"  most confused: {_short(pair.a)} and {_short(pair.b)}, {apart}")
+        return "\n".join(lines)
+
     def for_class(self, name: str) -> ClassExplanation:
         """The explanation of one class. Raises InputError for an unknown name."""
         return self.per_class[self._index(name)]

@@ -9,7 +9,8 @@ from i2x_jax.config import OWN
 from i2x_jax.explanation import uncertainty
 from i2x_jax.explanation.types import PairExplanation, Separating
 from i2x_jax.refinement.strategies import outcome
-from i2x_jax.report import charts, findings
+from i2x_jax.report import charts
+from i2x_jax.results import findings
 from i2x_jax.results.files import CONFIG, read_json
 from i2x_jax.results.opened_run import Run
 
