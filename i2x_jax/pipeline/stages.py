@@ -5,7 +5,7 @@ import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 
 import jax
@@ -62,12 +62,38 @@ def run(
     Raises:
       InputError: settings, data or directory cannot be used; nothing finished is touched.
     """
-    directory = RunDirectory(workdir, is_main(), barrier)
-    directory.quiet = quiet
     if events:
         tensorboard.check_installed()
     last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
-    splits = dataset_of(config, data_dir)
+    directory = RunDirectory(workdir, is_main(), barrier)
+    directory.quiet = quiet
+    run_steps(config, directory, list(STEPS)[: last + 1], dataset_of(config, data_dir), directory.say, events)
+
+
+def run_steps(
+    config: Config,
+    directory: RunDirectory,
+    steps: Sequence[str],
+    splits: Splits,
+    say: Callable[[str], None],
+    events: bool = False,
+) -> Run:
+    """Makes those steps of a run, in order, that are not complete, on data that are at hand.
+
+    Args:
+      config: all settings.
+      directory: new or of the same config.
+      steps: of `results.files.STEPS`; each needs what those before it make.
+      splits: the data.
+      say: told a line at the start, and one a step.
+      events: write the metrics as TensorBoard events too.
+
+    Returns:
+      The run, with data and model at hand.
+
+    Raises:
+      InputError: as `run`.
+    """
     model = model_of(config, splits.train)
     check_feasible(config, splits, model)
     if events:
@@ -82,15 +108,18 @@ def run(
         directory.barrier("directory checked")
         write_header(directory, config, splits, {"init_from_sha256": torch_weights.sha256(source)} if source else {})
         directory.barrier("header written")
-        work = Run(workdir, data_dir)
+        work = Run(directory.path)
         # At hand already: reading data and tracing a large network again would take seconds.
         work.splits, work.model = splits, model
-        makers = {step: MAKERS[step] for step in list(STEPS)[: last + 1]}
-        if "report" in makers:
-            directory.say(f"The report will be {directory.path / REPORT}")
+        if "report" in steps:
+            say(f"The report will be {directory.path / REPORT}")
         else:
-            directory.say(f"The run directory is {directory.path}")
-        make_steps(directory, work, makers, directory.say)
+            say(f"The run directory is {directory.path}")
+        if "refine" in steps and not directory.complete("refine"):
+            # One that was written before would say that there was no refinement.
+            directory.discard(REPORT)
+        make_steps(directory, work, {step: MAKERS[step] for step in steps}, say)
+    return work
 
 
 def make_steps(

@@ -147,6 +147,11 @@ class Run:
                 f"{self.path} explains a model of your own, which is not refined; allowed: a run of a network that was "
                 "trained here; look at .explanation instead"
             )
+        if self.config.data.name == OWN and not (self.path / REFINEMENT).exists():
+            raise InputError(
+                f"{self.path} was not refined; allowed: a run with {REFINEMENT}; call i2x_jax.train again, with "
+                "refine=True"
+            )
         return read_json(self.path / REFINEMENT, "refinement")
 
     @functools.cached_property
