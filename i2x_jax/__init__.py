@@ -3,6 +3,8 @@
 What a script or a notebook needs stands here by name; nothing is imported, JAX least of all, before it is asked for.
 """
 
+__version__ = "0.2.0.dev0"
+
 import importlib
 
 # Each public name, and the module that it lives in.
