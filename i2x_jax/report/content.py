@@ -10,6 +10,7 @@ from i2x_jax.explanation import uncertainty
 from i2x_jax.explanation.types import PairExplanation, Separating
 from i2x_jax.refinement.strategies import outcome
 from i2x_jax.report import charts, findings
+from i2x_jax.results.doubts import doubts
 from i2x_jax.results.files import CONFIG, read_json
 from i2x_jax.results.opened_run import Run
 
@@ -89,9 +90,8 @@ def overview(run: Run) -> dict:
         "before": table["before"]["accuracy"],
         "after": after,
         "conclusions": findings.fidelity(explanation),
-        "warnings": findings.warnings(
-            explanation, assignments.shape[1:], run.arrays("contributions")["completeness_error"]
-        ),
+        "warnings": [visible(sentence) for sentence in doubts(run)]
+        + findings.warnings(explanation, assignments.shape[1:], run.arrays("contributions")["completeness_error"]),
         "intervals": [
             {"name": name, "record": each} for name, each in zip(intervals, explanation.intervals, strict=True)
         ],

@@ -7,6 +7,7 @@ import numpy as np
 
 from i2x_jax.config import printable
 from i2x_jax.explanation.types import Explanation, PairExplanation
+from i2x_jax.results.doubts import doubts_in_words
 from i2x_jax.results.files import CONTACT_SHEET, EXPLANATION, REFINEMENT, REPORT
 from i2x_jax.results.opened_run import Run
 
@@ -18,7 +19,7 @@ def summary(run: Run) -> str:
     """Accuracy, what the explanation explains, the pair, and the refinement table; as far as the run has got."""
     parts = [accuracy(run.metrics)]
     if (run.path / EXPLANATION).exists():
-        parts += [fidelity(run.explanation), told_apart(run.explanation)]
+        parts += [*doubts_in_words(run), fidelity(run.explanation), told_apart(run.explanation)]
         errors = run.arrays("contributions")["completeness_error"]
         if errors.max() > INCOMPLETE:
             parts.append(completeness(errors))
