@@ -1,4 +1,4 @@
-"""Where a run has come to nothing, counted and said in plain sentences (DESIGN 2.6). NumPy only.
+"""Where a run has come to nothing, counted and said in plain sentences. NumPy only.
 
 Nothing here is an error: the figures are right, but a reader who is not told would take them for more than they are.
 """

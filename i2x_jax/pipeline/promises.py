@@ -1,4 +1,4 @@
-"""Whether a user's two functions do what the steps of a run take for granted (DESIGN section 5)."""
+"""Whether a user's two functions do what the steps of a run take for granted."""
 
 from collections.abc import Callable
 from typing import Any
