@@ -27,6 +27,7 @@ from i2x_jax.models.model import Model
 from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline.adopt import Checkpoint, adopt, survey
 from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.pipeline.promises import check_promises
 from i2x_jax.results.files import CHECKPOINTS, STEPS
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import foreign_items, restore_foreign
@@ -124,6 +125,8 @@ def explain(
         dims = min(settings.explain.pca_dims, own.feature_shape[2])
         settings = dataclasses.replace(settings, explain=dataclasses.replace(settings.explain, pca_dims=dims))
     pipeline.check_explainable(settings, splits, own)
+    if isinstance(model, OwnModel):
+        check_promises(own, given[-1].load(), splits.train.images)
     if own.linear_head:
         _check_linear_head(own, given[-1].load(), splits.train)
     makers = {step: pipeline.MAKERS[step] for step, (stage, _) in STEPS.items() if stage in ("explain", "report")}

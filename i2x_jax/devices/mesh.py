@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from i2x_jax.config import InputError
+from i2x_jax.devices import inside
 
 # After so many seconds without a sign of life a process counts as lost; threads of JAX give it, however busy it is.
 HEARTBEAT_TIMEOUT = 30
@@ -67,7 +67,7 @@ def is_main() -> bool:
 def barrier(name: str) -> None:
     """Waits until every process has come here."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        inside.synchronize(name, NamedSharding(mesh(), PartitionSpec("data")))
 
 
 @functools.cache
@@ -105,7 +105,7 @@ def fetch(tree: Any) -> Any:
             return np.asarray(leaf)
         if leaf.is_fully_replicated:
             return np.asarray(leaf.addressable_data(0))
-        return multihost_utils.process_allgather(leaf, tiled=True)
+        return inside.gather(leaf, NamedSharding(mesh(), PartitionSpec()))
 
     return jax.tree.map(whole, tree)
 

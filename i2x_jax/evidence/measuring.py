@@ -19,6 +19,9 @@ from i2x_jax.evidence import prototypes
 from i2x_jax.evidence.saliency import bias, contributions, saliency_maps
 from i2x_jax.models.model import Model, Variables
 
+# Contributions above are squared in other units: a batch of these squares still fits float32.
+LARGEST_SQUARED = 2.0**50
+
 
 class Measuring(NamedTuple):
     """What is measured, and how.
@@ -47,11 +50,13 @@ class BatchEvidence(NamedTuple):
       confidence: `[B, M]`, softmax.
       maps: saliency `[B, h, w]`.
       finite: whether intensity and confidence hold neither NaN nor infinity.
-      contribution_sum: `[M, K, M]`: class of the sample, prototype, class of the logit; over the unmasked samples.
-      contribution_square: the same of the squares.
+      contribution_sum: `[M, K, M]`: class of the sample, prototype, class of the logit; over the unmasked samples, in
+        units of `contribution_scale`.
+      contribution_square: the same of the squares, in units of its square.
+      contribution_scale: 1, unless contributions are so large that their squares would overflow.
       completeness_error: the largest |sum of contributions + bias - logit| relative to the largest |logit|.
 
-    Without contributions the three that tell of them are None.
+    Without contributions the four that tell of them are None.
     """
 
     intensity: jax.Array
@@ -60,6 +65,7 @@ class BatchEvidence(NamedTuple):
     finite: jax.Array
     contribution_sum: jax.Array | None = None
     contribution_square: jax.Array | None = None
+    contribution_scale: jax.Array | None = None
     completeness_error: jax.Array | None = None
 
 
@@ -102,7 +108,9 @@ def batch_evidence(
     """
     features = model.features(variables, images)
     with jax.default_matmul_precision("highest"):
-        logits = model.head(variables, features)
+        # Logits as numbers: fused into what follows, they may differ from their own maximum by rounding, which is much
+        # where they are huge.
+        logits = jax.lax.optimization_barrier(model.head(variables, features))
     classes = labels if settings.target == "label" else logits.argmax(-1)
     maps = saliency_maps(model, variables, features, classes, cam=settings.cam)
     with jax.default_matmul_precision("highest"):
@@ -117,9 +125,14 @@ def batch_evidence(
         of_class = jax.nn.one_hot(labels, logits.shape[-1]) * mask[:, None]
         error = jnp.abs(evidence.sum(1) + bias(model, variables) - logits).max(-1)
         error = error / jnp.maximum(jnp.abs(logits).max(-1), 1e-6)
+        largest = jnp.abs(evidence).max(where=mask[:, None, None], initial=0.0)
+        # Within these bounds dividing by 1 changes no bit; beyond, what is large or small at once is lost.
+        scale = jnp.where((largest > LARGEST_SQUARED) & jnp.isfinite(largest), largest, 1.0)
+        scaled = evidence / scale
         return measured._replace(
-            contribution_sum=jnp.einsum("bs,bkm->skm", of_class, evidence),
-            contribution_square=jnp.einsum("bs,bkm->skm", of_class, evidence**2),
+            contribution_sum=jnp.einsum("bs,bkm->skm", of_class, scaled),
+            contribution_square=jnp.einsum("bs,bkm->skm", of_class, scaled**2),
+            contribution_scale=scale,
             completeness_error=jnp.where(mask, error, 0.0).max(),
         )
 
@@ -175,9 +188,11 @@ def measure_checkpoint(
                 "numbers; look at the weights and the images of this run"
             )
         if settings.contributions:
-            total += fetch(found.contribution_sum)
-            square += fetch(found.contribution_square)
-            worst = max(worst, float(fetch(found.completeness_error)))
+            scale = np.float64(fetch(found.contribution_scale))
+            total += scale * fetch(found.contribution_sum)
+            square += scale**2 * fetch(found.contribution_square)
+            # As `max` would not, this hands NaN on.
+            worst = float(np.maximum(worst, fetch(found.completeness_error)))
         progress(rows.stop - rows.start)
     if not settings.contributions:
         return None

@@ -19,18 +19,20 @@ from tqdm import tqdm
 from i2x_jax import config as config_lib
 from i2x_jax.config import Config, InputError
 from i2x_jax.pipeline.tensorboard import EventFile
-from i2x_jax.results.arrays import read_array
+from i2x_jax.results.arrays import read_array, refuse_unreadable
 from i2x_jax.results.files import (
     CHECKPOINTS,
     CONFIG,
     METRICS,
     STEPS,
+    check_json,
     metrics_line,
     read,
     read_config,
     read_header,
     read_metrics,
     refuse_links,
+    strict_json,
 )
 
 # What the system says of a folder that cannot be written to; other errors are bugs and keep their traceback.
@@ -133,6 +135,9 @@ class RunDirectory:
         """A temporary folder whose files move to their place if all goes well, those of `STEPS` last and in order.
 
         Processes that do not write get a folder of their own, and what they put there is dropped.
+
+        Raises:
+          InputError: a file that would be refused when it is read; none gets its name.
         """
         if not self.main:
             with tempfile.TemporaryDirectory() as folder:
@@ -143,6 +148,8 @@ class RunDirectory:
         folder.mkdir()
         try:
             yield folder
+            steps = self.path / "steps.npy"
+            refuse_unreadable(folder, read_array(steps, {}).tolist() if steps.exists() else ())
             promised = STEPS[step][1]
             extra = sorted(path.name for path in folder.iterdir() if path.name not in promised)
             for name in (*extra, *promised):
@@ -182,13 +189,16 @@ class RunDirectory:
         if self.main and not self.quiet:
             print(line, flush=True)
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file whole or not at all."""
+    def write_json(self, name: str, value: Any, schema: str = "") -> None:
+        """Writes a JSON file whole or not at all; raises `ValueError` where `read_json` with that schema would."""
         if not self.main:
             return
+        text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+        if schema:
+            check_json(strict_json(text), schema)
         temporary = self.path / f".tmp-{name}"
         try:
-            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+            temporary.write_text(text)
             os.replace(temporary, self.path / name)
         finally:
             temporary.unlink(missing_ok=True)

@@ -50,7 +50,7 @@ def refine(directory: RunDirectory, work: Run) -> None:
             phase_seeds = [int(number) for number in draws.integers(2**31, size=2)]
             result = refinement.refine_seed(refining, left_out, applicable, phase_seeds, bar.update)
             # Kept until the table is written, so that a killed run does not repeat finished seeds.
-            directory.write_json(partial, result)
+            directory.write_json(partial, result, "refine_seed")
             runs.append(result)
     before = refinement.outcome(
         training.predict(model, variables, splits.test, config.explain.batch_size), splits.test, pair
@@ -65,7 +65,8 @@ def refine(directory: RunDirectory, work: Run) -> None:
         {splits.train.class_names[label]: int((labels[curated["left_out"]] == label).sum()) for label in pair},
     )
     names = [splits.train.class_names[label] for label in pair]
-    directory.write_json(REFINEMENT, {"schema": 1, "pair": names, "seeds": settings.seeds, **table})
+    table = {"schema": 1, "pair": names, "seeds": settings.seeds, **table}
+    directory.write_json(REFINEMENT, table, "refinement")
     directory.discard(".refine-seed-*.json")
 
 

@@ -91,9 +91,8 @@ def overview(run: Run) -> dict:
         "before": table["before"]["accuracy"],
         "after": after,
         "conclusions": findings.fidelity(explanation),
-        "warnings": findings.warnings(
-            explanation, assignments.shape[1:], run.arrays("contributions")["completeness_error"]
-        ),
+        "warnings": [visible(sentence) for sentence in run.doubts()]
+        + findings.warnings(explanation, assignments.shape[1:], run.arrays("contributions")["completeness_error"]),
         "intervals": [
             {"name": name, "record": each} for name, each in zip(intervals, explanation.intervals, strict=True)
         ],

@@ -12,6 +12,7 @@ import numpy as np
 
 from i2x_jax.config import OWN, Config, InputError
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
+from i2x_jax.explanation import degenerate
 from i2x_jax.explanation.types import Explanation
 from i2x_jax.explanation.types import from_json as explanation_from_json
 from i2x_jax.results import asked, findings, summary, tables
@@ -379,7 +380,22 @@ class Run:
             self.refinement if refined else None,
             set(self.arrays("curated")["skipped"].tolist()) if refined else (),
             {"Run directory": self.path, **there},
+            self.doubts() if explained else (),
         )
+
+    def doubts(self) -> list[str]:
+        """Where the run has come to nothing, a sentence each: images without saliency, empty prototypes, and so on."""
+        found, validation = self.arrays("prototypes"), self.arrays("validation")
+        arrays = degenerate.Arrays(
+            intensity=np.array(self.array("intensity")[-1]),
+            labels=self.array("labels"),
+            counts=found["counts"],
+            channel_mean=found["mean"],
+            groups=self.array("groups"),
+            validation_labels=validation["labels"],
+            validation_confidence=validation["confidence"][-1],
+        )
+        return degenerate.degenerate(self.explanation, arrays)
 
     def conclusions(self) -> list[str]:
         """What may, and what may not, be concluded from the explanation: the sentences the report begins with."""

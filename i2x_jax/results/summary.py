@@ -2,7 +2,7 @@
 
 import collections
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -20,6 +20,7 @@ def summary(
     table: dict | None,
     skipped: Collection[int],
     where: Mapping[str, os.PathLike],
+    doubts: Sequence[str] = (),
 ) -> str:
     """Accuracy, what the explanation explains, the pair, and the refinement table; as far as the run has got.
 
@@ -30,8 +31,13 @@ def summary(
       table: the refinement table; None where there is none.
       skipped: the uncertain prototypes that curation passed over.
       where: paths by what is there, for the last lines.
+      doubts: where the run has come to nothing, a sentence each.
     """
     parts = [accuracy(metrics)]
+    if doubts:
+        parts.append(
+            "\n".join(["Before anything is read from this run:", *(f"  {printable(each)}" for each in doubts)])
+        )
     if explanation is not None:
         parts += [fidelity(explanation), told_apart(explanation)]
         if errors.max() > INCOMPLETE:

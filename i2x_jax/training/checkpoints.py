@@ -219,13 +219,11 @@ class Checkpoints:
           InputError: the checkpoint is missing, damaged, of another model, or holds NaN or infinity.
         """
         variables = self._restore(step, variables=like)["variables"]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-            if not np.isfinite(np.asarray(leaf)).all():
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise InputError(
-                    f"checkpoint {self.directory / str(step)} holds NaN or infinity in {name}; allowed: finite "
-                    "weights; train again in another workdir, perhaps with a lower train.learning_rate"
-                )
+        if name := not_finite(variables):
+            raise InputError(
+                f"checkpoint {self.directory / str(step)} holds NaN or infinity in {name}; allowed: finite "
+                "weights; train again in another workdir, perhaps with a lower train.learning_rate"
+            )
         return variables
 
     def restore(self, step: int, variables: Any, optimizer: Any) -> tuple[Any, Any]:
@@ -246,6 +244,14 @@ class Checkpoints:
             f"checkpoint {folder} cannot be read ({reason}); allowed: a complete checkpoint of this model; move that "
             "folder away and run the same command: training resumes from the one before"
         )
+
+
+def not_finite(variables: Any) -> str:
+    """The name of the first leaf that holds NaN or infinity; '' where none does."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if not np.isfinite(np.asarray(leaf)).all():
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return ""
 
 
 def _first_line(error):

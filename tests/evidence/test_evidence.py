@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -240,3 +241,18 @@ class TestMarginIntensity:
         for pair in ((0, 1), (1, 2), (0, 2)):
             self.found(pair, model)
         assert len(traces) == 1
+
+
+def test_contributions_whose_squares_overflow_are_those_of_the_network_times_a_number():
+    factor = 2.0**70
+    plain, _, _ = measured()
+    head, linear = tiny_model().head, tiny_model().linear_head
+    huge = dataclasses.replace(
+        tiny_model(),
+        head=lambda variables, features: head(variables, features) * factor,
+        linear_head=lambda variables: tuple(part * factor for part in linear(variables)),
+    )
+    found, _, _ = measured(huge)
+    for name in ("mean", "std"):
+        expected = getattr(plain, name)
+        np.testing.assert_allclose(getattr(found, name) / factor, expected, rtol=1e-4, atol=1e-3 * expected.max())
