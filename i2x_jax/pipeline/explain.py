@@ -205,7 +205,7 @@ def map_changes(directory: RunDirectory, work: Run) -> None:
             pair_r2_null=scores[pair].r2_null,
             **curated._asdict(),
         )
-        (folder / EXPLANATION).write_text(to_json(explanation))
+        (folder / EXPLANATION).write_text(to_json(explanation), encoding="utf-8")
 
 
 def difference(values: np.ndarray, t: int) -> np.ndarray:

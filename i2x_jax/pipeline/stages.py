@@ -1,5 +1,6 @@
-"""The stages of a run in order, and what is checked before the first (DESIGN sections 3 to 5)."""
+"""The stages of a run in order, and what is checked before the first (DESIGN sections 3 and 4)."""
 
+import functools
 import math
 import pathlib
 import platform
@@ -24,7 +25,7 @@ from i2x_jax.pipeline.prototypes import find_prototypes
 from i2x_jax.pipeline.refine import refine
 from i2x_jax.pipeline.report import write_report
 from i2x_jax.pipeline.train import checkpoint_steps, train
-from i2x_jax.results.files import CONFIG, REPORT, STEPS, TENSORBOARD, read_header
+from i2x_jax.results.files import CONFIG, REPORT, STEPS, TENSORBOARD, read_header, steps_of
 from i2x_jax.results.opened_run import Run, dataset_of, model_of
 from i2x_jax.training import loop as training
 
@@ -62,11 +63,11 @@ def run(
     Raises:
       InputError: settings, data or directory cannot be used; nothing finished is touched.
     """
-    directory = RunDirectory(workdir, is_main(), barrier)
+    directory = RunDirectory(workdir, is_main(), barrier, config.refine.name)
     directory.quiet = quiet
     if events:
         tensorboard.check_installed()
-    last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
+    last = list(STEPS).index(steps_of(stages)[-1])
     splits = dataset_of(config, data_dir)
     model = model_of(config, splits.train)
     check_feasible(config, splits, model)
@@ -86,6 +87,8 @@ def run(
         # At hand already: reading data and tracing a large network again would take seconds.
         work.splits, work.model = splits, model
         makers = {step: MAKERS[step] for step in list(STEPS)[: last + 1]}
+        if "refine" in makers:
+            makers["refine"] = functools.partial(refine, settings=config.refine)
         if "report" in makers:
             directory.say(f"The report will be {directory.path / REPORT}")
         else:
@@ -170,7 +173,8 @@ def event_file_of(
 def write_header(directory: RunDirectory, config: Config, splits: Splits, weights: Mapping[str, str]) -> None:
     """Writes config.json, or checks that the data are still those that the run was made with.
 
-    So are the weights that were given, if any.
+    So are the weights that were given, if any. The settings of the refinement are the run's own from the moment that
+    the explanation is begun, which goes by them.
 
     Args:
       directory: of the run.
@@ -181,9 +185,11 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
     Raises:
       InputError: the run was begun with other data, other initial weights or other checkpoints.
     """
+    settings = config_lib.to_dict(config)
     prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
     if (directory.path / CONFIG).exists():
-        made_with = read_header(directory.path)["provenance"]
+        header = read_header(directory.path)
+        made_with = header["provenance"]
         if any(digest != made_with.get(name) for name, digest in weights.items()):
             what = f"weights in {config.model.init_from}" if config.model.init_from else "checkpoints"
             raise InputError(
@@ -196,6 +202,8 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
                 f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "
                 "allowed: the same data; restore it or choose another --workdir"
             )
+        if not directory.complete("evidence") and header["config"]["refine"] != settings["refine"]:
+            directory.write_json(CONFIG, header | {"config": settings})
         return
     provenance = {
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
@@ -205,7 +213,7 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
         "data_fingerprint": prints,
     }
     provenance |= weights
-    header = {"config": config_lib.to_dict(config), "provenance": provenance, "timing": {}, "peak_memory": {}}
+    header = {"config": settings, "provenance": provenance, "timing": {}, "peak_memory": {}}
     directory.write_json(CONFIG, header)
 
 

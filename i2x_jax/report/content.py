@@ -10,6 +10,7 @@ from i2x_jax.explanation import uncertainty
 from i2x_jax.explanation.types import PairExplanation, Separating
 from i2x_jax.refinement.strategies import outcome
 from i2x_jax.report import charts, findings
+from i2x_jax.report.summary import best
 from i2x_jax.results.files import CONFIG, read_json
 from i2x_jax.results.opened_run import Run
 
@@ -17,14 +18,8 @@ from i2x_jax.results.opened_run import Run
 MAX_PAIRS = 1000
 # Rows of a heat map that people can still read.
 MAX_HEAT_ROWS = 24
-MAX_SUPPORTED = 5
 # Groups of settings that a network trained elsewhere has no use for.
 TRAINING = ("data", "model", "train")
-
-
-def visible(text: str) -> str:
-    """Text in which control and formatting characters are spelt out: they could hide or turn round what is there."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def rounded(values: Any, digits: int = 4) -> Any:
@@ -44,9 +39,9 @@ def labelled_intervals(run: Run) -> list[str]:
 
 
 def refinement_table(run: Run) -> dict:
-    """As in refinement.json; of a network that was trained elsewhere, and cannot be refined, without strategies."""
+    """The refinement that is shown; of a network trained elsewhere, which cannot be refined, without strategies."""
     if run.config.model.name != OWN:
-        return run.refinement
+        return next(iter(run.refinements.values()), None) or run.refinement
     pair = tuple(int(label) for label in run.arrays("curated")["pair"])
     before = outcome(run.arrays("test")["confidence"][-1], run.splits.test, pair)
     names = [run.explanation.classes[label] for label in pair]
@@ -185,6 +180,7 @@ def refinement(run: Run) -> dict:
         "before": table["before"],
         "left_out": table["left_out"],
         "words": findings.refinement(table),
+        "others": [(name, each["pair"], best(each)) for name, each in list(run.refinements.items())[1:]],
         "strategies": table["strategies"],
         "against_random": {row["strategy"]: row["accuracy"] for row in random},
         "chart_accuracy": charts.accuracies(seeds, order, 100 * table["before"]["accuracy"]) if seeds else None,

@@ -1,13 +1,13 @@
 """A finished run in one screen of text."""
 
 import collections
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from i2x_jax.config import printable
 from i2x_jax.explanation.types import Explanation, PairExplanation
-from i2x_jax.results.files import CONTACT_SHEET, EXPLANATION, REFINEMENT, REPORT
+from i2x_jax.results.files import CONTACT_SHEET, EXPLANATION, REPORT
 from i2x_jax.results.opened_run import Run
 
 # Relative error of contributions from which they are said not to add up; rounding stays far below.
@@ -22,10 +22,13 @@ def summary(run: Run) -> str:
         errors = run.arrays("contributions")["completeness_error"]
         if errors.max() > INCOMPLETE:
             parts.append(completeness(errors))
-    if (run.path / REFINEMENT).exists():
-        names = run.refinement["pair"]
-        skipped = set(run.arrays("curated")["skipped"].tolist())
-        parts += [wavering(run.explanation.pair(*names), skipped), refinement(run.refinement)]
+    if tables := run.refinements:
+        table, *others = tables.values()
+        # A table that does not say what was curated was made by the run's own settings.
+        skipped = set(table.get("curated", run.arrays("curated"))["skipped"])
+        parts += [wavering(run.explanation.pair(*table["pair"]), skipped), refinement(table)]
+        if others:
+            parts.append(other_refinements(dict(list(tables.items())[1:])))
     where = [f"Run directory    {run.path}"]
     if (run.path / CONTACT_SHEET).exists():
         where.append(f"Contact sheet    {run.path / CONTACT_SHEET}")
@@ -140,6 +143,23 @@ def refinement(table: dict) -> str:
         )
         lines.append(row.rstrip())
     return "\n".join(lines)
+
+
+def other_refinements(tables: Mapping[str, dict]) -> str:
+    """A line for each refinement beside the one that is shown."""
+    lines = ["Other refinements: the strategy furthest above its random control, in accuracy, with its 95 % interval"]
+    for name, table in tables.items():
+        found = best(table)
+        told = f"{found[0]:<17} {_interval(found[1])}" if found else "no random control"
+        lines.append(f"  {printable(name):<17} {pair_name(*table['pair']):<17} {told}")
+    return "\n".join(lines)
+
+
+def best(table: dict) -> tuple[str, dict] | None:
+    """The strategy whose accuracy is highest above its random control, and that difference; None without controls."""
+    rows = [row for row in table["differences"] if row["against"].startswith("random")]
+    found = max(rows, key=lambda row: row["accuracy"]["mean"], default=None)
+    return found and (found["strategy"], found["accuracy"])
 
 
 def pair_name(a: str, b: str) -> str:

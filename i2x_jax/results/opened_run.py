@@ -26,6 +26,8 @@ from i2x_jax.results.files import (
     read_config,
     read_json,
     read_metrics,
+    refinement_file,
+    refinement_names,
 )
 
 if TYPE_CHECKING:
@@ -104,7 +106,7 @@ class Run:
     def explanation(self) -> Explanation:
         """The structured explanation."""
         path = self.path / EXPLANATION
-        return read(path, lambda path: explanation_from_json(path.read_text()))
+        return read(path, lambda path: explanation_from_json(path.read_text(encoding="utf-8")))
 
     @functools.cached_property
     def refinement(self) -> dict:
@@ -115,6 +117,12 @@ class Run:
                 "look at .explanation instead"
             )
         return read_json(self.path / REFINEMENT, "refinement")
+
+    @functools.cached_property
+    def refinements(self) -> dict[str, dict]:
+        """All refinement tables by their names; that of refinement.json, called '', comes first if there is one."""
+        files = {name: self.path / refinement_file(name) for name in refinement_names(self.path)}
+        return {name: read_json(path, "refinement") for name, path in files.items()}
 
     @functools.cached_property
     def metrics(self) -> list[dict]:
