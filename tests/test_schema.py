@@ -3,6 +3,7 @@
 import copy
 import json
 import pathlib
+import random
 
 import jsonschema
 import pytest
@@ -52,6 +53,10 @@ STRANGERS = (
 )
 
 
+# jsonschema takes milliseconds for each.
+SAMPLED = 500
+
+
 def variants(value):
     """The value with one part of it replaced, taken out or added; of long lists, two members are looked at."""
     for stranger in STRANGERS:
@@ -73,7 +78,7 @@ def shortened(value):
     """So much of a long list as has to be looked at."""
     if isinstance(value, dict):
         return {key: shortened(member) for key, member in value.items()}
-    return [shortened(member) for member in value[:3]] if isinstance(value, list) else value
+    return [shortened(member) for member in value[:2]] if isinstance(value, list) else value
 
 
 def whole(value):
@@ -83,21 +88,24 @@ def whole(value):
     return isinstance(value, float) and value == 3.0
 
 
+def complaint(value, name):
+    try:
+        check_json(value, name)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_of_every_value_what_jsonschema_says(files, name):
     theirs = jsonschema.Draft202012Validator(load_schema(name))
     check_json(files[name], name)
     counts = [0, 0]
-    for value in variants(shortened(files[name])):
-        try:
-            check_json(value, name)
-        except ValueError as error:
-            ours = False
-            assert "\n" not in str(error)
-            assert str(error).startswith("$")
-            assert len(str(error)) < 300
-        else:
-            ours = True
+    every = list(variants(shortened(files[name])))
+    for value in random.Random(0).sample(every, min(len(every), SAMPLED)):
+        said = complaint(value, name)
+        ours = said is None
+        assert ours or (said.startswith("$") and "\n" not in said and len(said) < 300)
         if not whole(value):
             assert theirs.is_valid(value) == ours, value
         counts[ours] += 1
