@@ -1,4 +1,4 @@
-"""Explaining a network of one's own, and training one on images of one's own, from Python (DESIGN section 5).
+"""Explaining a network of one's own, and training one on images of one's own, from Python.
 
 The steps of run.py do the work and write the same run directory; what is here turns a user's network, checkpoints and
 images into what those steps take, and refuses what they could not use before anything is written.

@@ -53,6 +53,19 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         ) from None
 
 
+def check_devices() -> None:
+    """Raises `InputError` where JAX finds nothing to compute on; to be called behind `start`."""
+    try:
+        jax.devices()
+    # The second is all that JAX says of a platform that is installed for and has no device.
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or ["no device of that kind"])[0][:200]
+        raise InputError(
+            f"JAX finds nothing to compute on, JAX_PLATFORMS being {jax.config.jax_platforms!r} ({reason}); allowed: a "
+            "platform that this machine has and jaxlib is installed for, such as cpu; set or unset JAX_PLATFORMS"
+        ) from None
+
+
 def lost(error: BaseException) -> bool:
     """Whether an exception says that another process of the run has ended."""
     text = str(error)

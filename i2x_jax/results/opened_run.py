@@ -31,6 +31,8 @@ from i2x_jax.results.files import (
     read_config,
     read_json,
     read_metrics,
+    refinement_file,
+    refinement_names,
 )
 from i2x_jax.results.story import Crops, Story, ToldApart
 
@@ -138,7 +140,7 @@ class Run:
     def explanation(self) -> Explanation:
         """The structured explanation."""
         path = self.path / EXPLANATION
-        return read(path, lambda path: explanation_from_json(path.read_text()))
+        return read(path, lambda path: explanation_from_json(path.read_text(encoding="utf-8")))
 
     @functools.cached_property
     def refinement(self) -> dict[str, Any]:
@@ -154,6 +156,12 @@ class Run:
                 "refine=True"
             )
         return read_json(self.path / REFINEMENT, "refinement")
+
+    @functools.cached_property
+    def refinements(self) -> dict[str, dict]:
+        """All refinement tables by their names; that of refinement.json, called '', comes first if there is one."""
+        files = {name: self.path / refinement_file(name) for name in refinement_names(self.path)}
+        return {name: read_json(path, "refinement") for name, path in files.items()}
 
     @functools.cached_property
     def metrics(self) -> list[dict]:
@@ -370,15 +378,19 @@ class Run:
     def summary(self) -> str:
         """A finished run in one screen of text, as run.py ends with it; of another what there is."""
         explained = (self.path / EXPLANATION).exists()
-        refined = explained and (self.path / REFINEMENT).exists()
+        tables, skipped = (self.refinements, set()) if explained else ({}, set())
+        if tables:
+            # A table that does not say what was curated was made by the run's own settings.
+            curated = next(iter(tables.values())).get("curated") or self.arrays("curated")
+            skipped = set(np.asarray(curated["skipped"]).tolist())
         places = {"Contact sheet": CONTACT_SHEET, "Report": REPORT}
         there = {what: self.path / name for what, name in places.items() if (self.path / name).exists()}
         return summary.summary(
             self.metrics,
             self.explanation if explained else None,
             self.arrays("contributions")["completeness_error"] if explained else np.zeros(1),
-            self.refinement if refined else None,
-            set(self.arrays("curated")["skipped"].tolist()) if refined else (),
+            tables,
+            skipped,
             {"Run directory": self.path, **there},
             self.doubts() if explained else (),
         )

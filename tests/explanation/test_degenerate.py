@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from i2x_jax.report.summary import summary
 from own_networks import CHECKPOINTS, PLAIN, SETTINGS, plain_features
 
 import i2x_jax
@@ -119,7 +118,7 @@ def test_summary_and_report_say_it_first(tmp_path, data):
     bright[::2, 0, 0] = 250
     bright[1::2, 0, 0] = 0
     run = i2x_jax.explain(model, CHECKPOINTS, data._replace(images=bright), SETTINGS, tmp_path / "run")
-    text = summary(run)
+    text = run.summary()
     heading = text.index("Before anything is read from this run:")
     assert text.index("Accuracy at step") < heading < text.index("How much prototype change explains")
     assert " of 123 images (4" in text[heading:]
