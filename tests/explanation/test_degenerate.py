@@ -121,6 +121,6 @@ def test_summary_and_report_say_it_first(tmp_path, data):
     text = run.summary()
     heading = text.index("Before anything is read from this run:")
     assert text.index("Accuracy at step") < heading < text.index("How much prototype change explains")
-    assert " of 123 images (4" in text[heading:]
+    assert " of 111 images (4" in text[heading:]
     assert "have no saliency at all at the last checkpoint" in text[heading:]
     assert "have no saliency at all at the last checkpoint" in (run.path / REPORT).read_text()

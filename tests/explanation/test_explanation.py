@@ -191,10 +191,10 @@ def test_support_names_prototypes_that_occur_in_at_least_5_percent_of_the_class(
     intensity = np.zeros((3, 60, 4))
     intensity[1, ::2] = [2, 4, 6, 0]
     run |= {"labels": labels, "area": area, "intensity": intensity, "groups": np.zeros((2, 60), np.int32)}
-    supports = structure.build_explanation(**run).for_class("dog").support
+    supports = build(run).for_class("dog").support
     assert [record.prototype for record in supports] == [1, 0]
     run["labels"] = np.append(labels[:-1], 1)  # 21 dogs: less than 5 %
-    supports = structure.build_explanation(**run).for_class("dog").support
+    supports = build(run).for_class("dog").support
     assert [record.prototype for record in supports] == [1]
 
 
@@ -204,7 +204,7 @@ def test_support_names_prototypes_that_occur_in_at_least_5_percent_of_the_class(
 def test_support_disagrees_with_contributions_of_at_least_a_hundredth_logit(contribution, disagrees):
     run = planted_support()
     run["contributions"][1, 1, 1, 1] = contribution  # the support of prototype 1 is -1
-    record = structure.build_explanation(**run).for_class("dog").support[0]
+    record = build(run).for_class("dog").support[0]
     assert (record.prototype, record.disagrees) == (1, disagrees)
 
 
