@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from i2x_jax.config import OWN, Config, InputError
+from i2x_jax.config import OWN, Config, InputError, printable
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
 from i2x_jax.explanation import degenerate
 from i2x_jax.explanation.types import Explanation
@@ -77,7 +77,7 @@ class Run:
         there = [name for name in (EXPLANATION, REFINEMENT, REPORT) if (self.path / name).exists()]
         lines = [
             f"Run({str(self.path)!r})",
-            f"  {model} on {data}, {self.config.explain.num_prototypes} prototypes",
+            f"  {printable(model)} on {printable(data)}, {self.config.explain.num_prototypes} prototypes",
             f"  there: {', '.join(there) or 'no explanation yet'}",
         ]
         return "\n".join(lines)
