@@ -48,7 +48,7 @@ PEER_LOST = (
 )
 HELP = ("--help", "-help", "-h", "-?", "--helpshort", "--helpfull")
 # A name in a list: in double quotes, in which a double quote is doubled, or as it is up to the next comma.
-LISTED = re.compile(r'\s*(?:"((?:[^"]|"")*)"|([^,]*?))\s*(,|$)')
+LISTED = re.compile(r'\s*+(?:"((?:[^"]|"")*)"|((?!")[^,]*?))\s*(,|$)')
 
 _CONFIG = flags.DEFINE_string("config", None, "A Python file with get_config(), which returns settings, all or some.")
 _WORKDIR = flags.DEFINE_string(

@@ -58,7 +58,7 @@ SAMPLED = 500
 
 
 def variants(value):
-    """The value with one part of it replaced, taken out or added; of long lists, two members are looked at."""
+    """The value with one part of it replaced, taken out or added; of lists, the first member."""
     for stranger in STRANGERS:
         yield copy.deepcopy(stranger)
     if isinstance(value, dict):
@@ -78,7 +78,8 @@ def shortened(value):
     """So much of a long list as has to be looked at."""
     if isinstance(value, dict):
         return {key: shortened(member) for key, member in value.items()}
-    return [shortened(member) for member in value[:2]] if isinstance(value, list) else value
+    few = value if not isinstance(value, list) or len(value) <= 3 else value[:2]
+    return [shortened(member) for member in few] if isinstance(few, list) else few
 
 
 def whole(value):
@@ -127,7 +128,8 @@ def test_a_schema_is_complete_and_valid_and_repeats_no_setting():
         jsonschema.Draft202012Validator.check_schema(load_schema(name))
     text = (schema.SCHEMAS / "config.schema.json").read_text()
     assert not [group for group in ("epochs", "num_prototypes", "max_left_out") if group in text]
-    assert not [name for name in STRATEGIES if f'"{name}"' in (schema.SCHEMAS / "refinement.schema.json").read_text()]
+    text = (schema.SCHEMAS / "refinement.schema.json").read_text()
+    assert not [name for name in STRATEGIES if ">" in name and name in text]
 
 
 def test_the_schema_of_the_settings_allows_what_they_allow():

@@ -49,9 +49,10 @@ def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[i
     log = spec == "log" and count > 2
     wanted = np.geomspace(1, total, count - 1) if log else np.linspace(0, total, count)[1:]
     steps = [0]
-    for place, step in enumerate(wanted):
-        # Rounding may repeat a step early on: the next free one is taken, leaving room for those to come.
-        steps.append(min(max(round(step), steps[-1] + 1), total - (count - 2 - place)))
+    for step in wanted:
+        # Rounding may repeat a step early on: the next free one is taken. Steps lie further apart later, and the last
+        # is never passed.
+        steps.append(max(round(step), steps[-1] + 1))
     return tuple(steps)
 
 
