@@ -73,7 +73,7 @@ def test_everything_can_be_asked_of_the_run(explained, data):
     assert all(
         label_of[i.tobytes()] == label for i, label in zip(splits.train.images, splits.train.labels, strict=True)
     )
-    assert [len(split.labels) for split in splits] == [123, 12, 15]
+    assert [len(split.labels) for split in splits] == [111, 18, 21]
     assert explained.crops(prototype=1, n=3).images.shape == (3, 4, 4, 1)
     assert explained.story(image=7).confidence.shape == (4, CLASSES)
     assert explained.explanation.pair("red", "blue").separating
