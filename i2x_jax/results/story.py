@@ -91,8 +91,7 @@ def strongest_members(area: np.ndarray, intensity: np.ndarray, count: int) -> np
 
 def crops(run: "Run", prototype: int, count: int) -> Crops:
     """See `Run.crops`."""
-    from i2x_jax.evidence.saliency import crop_size, crops_at
-    from i2x_jax.report.contact_sheet import peaks_of
+    from i2x_jax.evidence.geometry import crop_size, crops_at, peaks_of
 
     assignments, final = run.array("assignments"), run.array("intensity")[-1]
     if not 0 <= prototype < final.shape[1]:
@@ -105,7 +104,7 @@ def crops(run: "Run", prototype: int, count: int) -> Crops:
     peaks = peaks_of(assignments, lambda chosen: maps_of(run, variables, chosen), prototype, rows)
     images = run.dataset.images
     side = crop_size(run.model, images.shape[1:])
-    return Crops(crops_at(images[rows], peaks, assignments.shape[1:], side), rows, peaks, final[rows])
+    return Crops(crops_at(images[rows], peaks, run.model.places, side), rows, peaks, final[rows])
 
 
 def maps_of(run: "Run", variables: dict, rows: np.ndarray) -> np.ndarray:
