@@ -23,7 +23,9 @@ from absl import logging
 from i2x_jax.config import OWN, Config, DataConfig, InputError, ModelConfig, TrainConfig, from_config_dict
 from i2x_jax.data.dataset import EMBEDDED_TEST_SEED, Dataset, Splits, check_classes, checked, hold_out
 from i2x_jax.devices.mesh import barrier, fetch, is_main, replicate
+from i2x_jax.evidence.geometry import by_cells, measured_places
 from i2x_jax.models.model import Model
+from i2x_jax.models.places import Places
 from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline.adopt import Checkpoint, adopt, survey
 from i2x_jax.pipeline.directory import RunDirectory
@@ -35,6 +37,7 @@ from i2x_jax.training.checkpoints import foreign_items, restore_foreign
 # Of a linear head against `head`: both are computed in float32, in another order.
 SAME_LOGITS = {"rtol": 1e-3, "atol": 1e-3}
 IMAGES_COMPARED = 32
+IMAGES_PROBED = 3  # whose gradients tell what locations see
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +52,7 @@ class OwnModel:
       linear_head: `variables -> (weights [d, M], bias [M])` where the head is a global average pool and a linear layer:
         then nothing needs to be differentiated. It is held against `head`.
       receptive_field: side in pixels of what one location of the map depends on; crops are cut by it, up to half the
-        image. 0 for the whole image.
+        image. 0 to have it measured, as its centre always is, by the gradient of `features`.
     """
 
     features: Callable[[Any, jax.Array], jax.Array]
@@ -127,6 +130,8 @@ def explain(
         check_promises(own, given[-1].load(), splits.train.images)
     if own.linear_head:
         _check_linear_head(own, given[-1].load(), splits.train)
+    if isinstance(model, OwnModel):
+        own = _placed(own, given[-1].load(), splits.train, model.receptive_field)
     with _folder(workdir, lambda path: RunDirectory(path).complete("train")) as (path, temporary):
         run = _adopted(path, settings, splits, given, digest, own, like)
     if temporary:
@@ -304,7 +309,7 @@ def _cut(model, like, dataset, allow_1x1):
     if isinstance(model, Model):
         return dataclasses.replace(model, feature_shape=features.shape[1:])
     if not isinstance(model.receptive_field, int) or model.receptive_field < 0:
-        raise InputError(f"receptive_field is {model.receptive_field!r}; allowed: pixels, or 0 for the whole image")
+        raise InputError(f"receptive_field is {model.receptive_field!r}; allowed: pixels, or 0 to have them measured")
     return Model(
         # Given a NumPy array, `images / 255` would be float64, and another function than when it is traced.
         features=lambda variables, images: model.features(variables, jnp.asarray(images)).astype(jnp.float32),
@@ -314,7 +319,7 @@ def _cut(model, like, dataset, allow_1x1):
         batch_statistics=None,
         linear_head=model.linear_head,
         feature_shape=features.shape[1:],
-        receptive_field=model.receptive_field or max(shape[:2]),
+        places=by_cells(shape, features.shape[1:3]),
         tap="",
     )
 
@@ -327,6 +332,14 @@ def _is_batch(value, rank):
 
 def _described(value):
     return f"{value.dtype} {list(value.shape)}" if isinstance(value, jax.ShapeDtypeStruct) else type(value).__name__
+
+
+def _placed(model, variables, dataset, receptive_field):
+    """The network with the places of its locations as measured, and with the receptive field that was given, if any."""
+    places = measured_places(model.features, variables, dataset.images[:IMAGES_PROBED])
+    if receptive_field:
+        places = Places(*(span._replace(side=receptive_field) for span in places))
+    return dataclasses.replace(model, places=places)
 
 
 def _check_linear_head(model, variables, dataset):

@@ -30,9 +30,10 @@ from own_networks import (
 
 import i2x_jax
 from experiments.examples import own_model
-from i2x_jax import Run
+from i2x_jax import Run, api
 from i2x_jax.config import InputError, from_config_dict
 from i2x_jax.data.dataset import Dataset
+from i2x_jax.models import Places, Span
 from i2x_jax.results.files import EXPLANATION, REPORT
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -74,7 +75,9 @@ def test_everything_can_be_asked_of_the_run(explained, data):
         label_of[i.tobytes()] == label for i, label in zip(splits.train.images, splits.train.labels, strict=True)
     )
     assert [len(split.labels) for split in splits] == [111, 18, 21]
-    assert explained.crops(prototype=1, n=3).images.shape == (3, 4, 4, 1)
+    # The field of a 3x3 convolution, measured; on images of an even side it is padded behind them only.
+    assert explained.crops(prototype=1, n=3).images.shape == (3, 3, 3, 1)
+    assert explained.model.places == Places(Span(1, 2, 3), Span(1, 2, 3))
     assert explained.story(image=7).confidence.shape == (4, CLASSES)
     assert explained.explanation.pair("red", "blue").separating
     np.testing.assert_array_equal(explained.variables(40)["kernel"], CHECKPOINTS[2]["kernel"])
@@ -119,6 +122,12 @@ def test_linen_nnx_and_plain_jax_agree(explained, data):
     )
     assert_same_run(run, explained)
     assert isinstance(run.variables(5), type(states[0]))
+
+
+def test_a_receptive_field_that_is_given_is_kept_and_centres_are_measured(data):
+    like = jax.eval_shape(lambda: CHECKPOINTS[0])
+    own = api._cut(i2x_jax.OwnModel(plain_features, plain_head), like, data, False)
+    assert api._placed(own, CHECKPOINTS[-1], data, 7).places == Places(Span(1, 2, 7), Span(1, 2, 7))
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from sklearn.metrics import adjusted_rand_score
 from i2x_jax.config import from_config_dict
 from i2x_jax.data.dataset import Dataset, Splits
 from i2x_jax.devices.host_memory import keep_freed_memory
-from i2x_jax.models import Model
+from i2x_jax.models import Model, Places, Span
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.explain import measure_evidence
 from i2x_jax.pipeline.prototypes import find_prototypes
@@ -71,7 +71,7 @@ def synthetic_model(channels: int) -> Model:
         batch_statistics=no_training,
         linear_head=linear_head,
         feature_shape=(SIDE, SIDE, channels),
-        receptive_field=1,
+        places=Places(*[Span(0, 1, 1)] * 2),
         tap="synthetic",
     )
 

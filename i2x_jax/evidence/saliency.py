@@ -1,4 +1,4 @@
-"""Saliency maps, crops around their peaks, and exact contributions (DESIGN 2.3, 2.4).
+"""Saliency maps, and exact contributions (DESIGN 2.3, 2.4).
 
 Each map is one function of one sample, `cam(head, features, class_index)`, with `head: [h, w, d] -> logits [M]`;
 a batch gives what its `jax.vmap` would. Only the head is differentiated.
@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from i2x_jax.config import SIGNED_CAMS
 from i2x_jax.models.model import Model, Variables
@@ -152,48 +151,6 @@ def contributions(model: Model, variables: Variables, features: jax.Array) -> ja
 def bias(model: Model, variables: Variables) -> jax.Array:
     """Logits `[M]` of a feature map of zeros: what no location contributes. For a linear head, its bias."""
     return model.head(variables, jnp.zeros((1, *model.feature_shape)))[0]
-
-
-def saliency_crops(images: np.ndarray, maps: np.ndarray, size: int) -> np.ndarray:
-    """For each image the square centred on the map's largest location, edges padded by replication.
-
-    Args:
-      images: `[B, H, W, C]`.
-      maps: `[B, h, w]`; the first of equal maxima counts.
-      size: side in pixels: the receptive field of the tap, capped at half the image (`crop_size`).
-
-    Returns:
-      `[B, size, size, C]`, dtype of `images`.
-    """
-    _, h, w = maps.shape
-    row, column = np.unravel_index(np.asarray(maps).reshape(len(maps), -1).argmax(-1), (h, w))
-    return crops_at(images, np.stack([row, column], -1), (h, w), size)
-
-
-def crops_at(images: np.ndarray, locations: np.ndarray, map_shape: tuple[int, int], size: int) -> np.ndarray:
-    """Squares centred on given locations `[B, 2]` (row, column) of the feature map; see `saliency_crops`."""
-    _, height, width, _ = images.shape
-    corners = crop_corners(locations, map_shape, (height, width), size)
-    reach = np.arange(size)
-    rows = np.clip(corners[:, :1] + reach, 0, height - 1)
-    columns = np.clip(corners[:, 1:] + reach, 0, width - 1)
-    return images[np.arange(len(images))[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def crop_corners(
-    locations: np.ndarray, map_shape: tuple[int, int], image_shape: tuple[int, int], size: int
-) -> np.ndarray:
-    """First row and column, in pixels, of the squares of `size` centred on locations `[B, 2]`: int `[B, 2]`.
-
-    They may lie outside the image, where a crop is padded.
-    """
-    scale = np.array(image_shape) / np.array(map_shape)
-    return np.floor((locations + 0.5) * scale - size / 2 + 0.5).astype(int)
-
-
-def crop_size(model: Model, image_shape: tuple[int, ...]) -> int:
-    """Side in pixels of the crops: the receptive field of the tap, capped at half the image."""
-    return max(1, min(model.receptive_field, min(image_shape[:2]) // 2))
 
 
 def _explain(rule, head, features, class_index, against):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from i2x_jax.models.layers import ConvBlock, MaxPool, Row, Settings, StagedNetwork, classifier
+from i2x_jax.models.places import Places, side_by_side, window
 
 # BatchNorm's epsilon in the published weights.
 EPSILON = 1e-3
@@ -15,7 +16,7 @@ EPSILON = 1e-3
 class AveragePool(nnx.Module):
     """Mean over 3x3 windows, padding counted."""
 
-    windows = (((3, 1),),) * 2
+    places = Places(*[window(3, padding=1)] * 2)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the pool."""
@@ -29,15 +30,11 @@ class Branches(nnx.Module):
         self.names = tuple(modules)
         for name, module in modules.items():
             setattr(self, name, module)
-        self.windows = tuple(max((module.windows[axis] for module in modules.values()), key=_reach) for axis in (0, 1))
+        self.places = side_by_side([module.places for module in modules.values()])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the modules."""
         return jnp.concatenate([getattr(self, name)(x) for name in self.names], axis=-1)
-
-
-def _reach(windows):
-    return sum(kernel - 1 for kernel, _ in windows)
 
 
 def inception_v3(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from i2x_jax.devices import compilation, onednn
+from i2x_jax.models.places import Places, in_a_row, window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +148,7 @@ class ConvBlock(nnx.Module):
             outputs, momentum=settings.momentum, epsilon=settings.epsilon, dtype=settings.dtype, rngs=settings.rngs
         )
         self.relu = relu
-        self.windows = tuple(((side, stride),) for side in kernel)
+        self.places = Places(*(window(side, stride, before) for side, before in zip(kernel, padding, strict=True)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the block."""
@@ -160,7 +161,7 @@ class MaxPool(nnx.Module):
 
     def __init__(self, kernel: int, stride: int, padding: int):
         self.kernel, self.stride, self.padding = kernel, stride, padding
-        self.windows = (((kernel, stride),),) * 2
+        self.places = Places(*[window(kernel, stride, padding)] * 2)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the pool."""
@@ -175,9 +176,7 @@ class Row(nnx.Module):
         self.names = tuple(modules)
         for name, module in modules.items():
             setattr(self, name, module)
-        self.windows = tuple(
-            tuple(window for module in modules.values() for window in module.windows[axis]) for axis in (0, 1)
-        )
+        self.places = in_a_row([module.places for module in modules.values()])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the modules in order."""
@@ -189,8 +188,7 @@ class Row(nnx.Module):
 class StagedNetwork(nnx.Module):
     """Named stages in a row, a global average pool and a linear classifier.
 
-    Each stage carries `windows`: along rows and along columns, the (kernel, stride) of every window on the path that
-    reaches farthest.
+    Each stage carries `places`: what a location of its output sees of its input.
     """
 
     def __init__(self, stages: Sequence[tuple[str, nnx.Module]], classifier: nnx.Linear):
@@ -215,17 +213,9 @@ class StagedNetwork(nnx.Module):
             x = stage(x)
         return self.classifier(x.astype(jnp.float32).mean(axis=(1, 2)))
 
-    def receptive_field(self, tap: str) -> int:
-        """Side, in pixels, of the square of the image that one location of the map after `tap` depends on."""
-        sides = []
-        for axis in (0, 1):
-            side, jump = 1, 1
-            for stage in self.stages(0, self.names.index(tap) + 1):
-                for kernel, stride in stage.windows[axis]:
-                    side += (kernel - 1) * jump
-                    jump *= stride
-            sides.append(side)
-        return max(sides)
+    def places(self, tap: str) -> Places:
+        """Where in the image the locations of the map after `tap` lie, and what they see."""
+        return in_a_row([stage.places for stage in self.stages(0, self.names.index(tap) + 1)])
 
 
 def classifier(inputs: int, num_classes: int, settings: Settings) -> nnx.Linear:

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from i2x_jax.models.places import Places
+
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, nested dicts of arrays
 
 
@@ -25,7 +27,7 @@ class Model:
       linear_head: `variables -> (weights [d, M], bias [M])` where the head is a global average pool and a linear layer,
         else None.
       feature_shape: (h, w, d).
-      receptive_field: side in pixels of what one location of the map depends on.
+      places: where in the image the locations of the map lie, and what they see.
       tap: the stage after which the network is cut.
 
     A network of a user's own, which is not trained here, has no `init`, `train_logits` and `batch_statistics`.
@@ -38,8 +40,13 @@ class Model:
     batch_statistics: Callable[[Variables, jax.Array], dict] | None
     linear_head: Callable[[Variables], tuple[jax.Array, jax.Array]] | None
     feature_shape: tuple[int, int, int]
-    receptive_field: int
+    places: Places
     tap: str
+
+    @property
+    def receptive_field(self) -> int:
+        """Side in pixels of the square that holds all that one location of the map depends on."""
+        return self.places.side
 
 
 class Tap(NamedTuple):
@@ -48,9 +55,9 @@ class Tap(NamedTuple):
     Attributes:
       name: of the stage after which it is cut.
       feature_shape: (h, w, d) of the map there.
-      receptive_field: side in pixels of what one location of the map depends on.
+      places: where in the image its locations lie, and what they see.
     """
 
     name: str
     feature_shape: tuple[int, int, int]
-    receptive_field: int
+    places: Places

@@ -120,7 +120,7 @@ def create(
         batch_statistics=lambda variables, images: train_mode(calibration, variables, images)[1],
         linear_head=linear_head if cut == places[-1] else None,
         feature_shape=cut.feature_shape,
-        receptive_field=cut.receptive_field,
+        places=cut.places,
         tap=tap,
     )
 
@@ -149,7 +149,7 @@ def _taps(name, network, image_shape):
             "empty; allowed: images that leave a map; set a larger data.image_size or another "
             "model.name"
         )
-    return tuple(Tap(stage, maps[stage].shape[1:], network.receptive_field(stage)) for stage in network.names)
+    return tuple(Tap(stage, maps[stage].shape[1:], network.places(stage)) for stage in network.names)
 
 
 def _scaled(images):

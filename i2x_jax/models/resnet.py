@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from i2x_jax.models.layers import ConvBlock, MaxPool, Row, Settings, StagedNetwork, classifier
+from i2x_jax.models.places import Places, side_by_side, window
 
 
 class Residual(nnx.Module):
@@ -19,7 +20,7 @@ class Residual(nnx.Module):
         self.project = project and (stride > 1 or inputs != outputs)
         if self.project:
             self.shortcut = ConvBlock(inputs, outputs, 1, settings, stride=stride, relu=False)
-        self.windows = branch.windows
+        self.places = side_by_side([branch.places, Places(*[window(1, stride)] * 2)])
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Applies the block."""

@@ -1,11 +1,13 @@
 """The stage `explain` from the prototypes on: checkpoints to the structured explanation (DESIGN 2.3 to 2.8)."""
 
+import functools
+
 import numpy as np
 
 from i2x_jax.config import ExplainConfig
 from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence import measuring as evidence
-from i2x_jax.evidence import saliency
+from i2x_jax.evidence.geometry import crop_size
 from i2x_jax.explanation import analysis, uncertainty
 from i2x_jax.explanation.analysis import Measured
 from i2x_jax.explanation.build import Analysis, build_explanation
@@ -146,21 +148,18 @@ def curated_members(
 
 def draw_contact_sheet(directory: RunDirectory, work: Run) -> None:
     """contact_sheet.png: for each prototype, crops of highest intensity beside crops drawn at random."""
-    config, model, dataset = work.config, work.model, work.dataset
-    variables = fetch(work.variables(work.steps[-1]))
+    variables, images = fetch(work.variables(work.steps[-1])), work.dataset.images
     if not directory.main:
         return
-    assignments, final = work.array("assignments"), work.array("intensity")[-1]
-    size = saliency.crop_size(model, dataset.images.shape[1:])
-
-    def maps_of(rows):
-        features = model.features(variables, dataset.images[rows])
-        by_label = config.explain.target == "label"
-        classes = dataset.labels[rows] if by_label else model.head(variables, features).argmax(-1)
-        return np.asarray(saliency.saliency_maps(model, variables, features, classes, cam=config.explain.cam))
-
     with directory.making("contact_sheet") as folder:
         sheet = contact_sheet(
-            work.explanation, dataset.images, np.array(assignments), np.array(final), maps_of, size, config.seed
+            work.explanation,
+            images,
+            np.array(work.array("assignments")),
+            np.array(work.array("intensity")[-1]),
+            functools.partial(work.saliency, variables),
+            work.model.places,
+            crop_size(work.model, images.shape[1:]),
+            work.config.seed,
         )
         sheet.save(folder / CONTACT_SHEET)

@@ -4,7 +4,7 @@ import numpy as np
 
 from i2x_jax.config import printable
 from i2x_jax.devices.mesh import fetch
-from i2x_jax.evidence.saliency import crop_size
+from i2x_jax.evidence.geometry import crop_size
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.report import charts, content, gallery, page
 from i2x_jax.report.examples import choose_images
@@ -35,23 +35,23 @@ def write_report(directory: RunDirectory, work: Run) -> None:
         rows = np.unique(np.concatenate([*(kind for each in members for kind in each), *separating.values()]))
         final = dict(zip(rows.tolist(), work.saliency(variables, rows), strict=True))
         by_image = dict(zip(chosen.rows().tolist(), np.stack(over_time, axis=1), strict=True))
-        sides = crop_size(work.model, work.dataset.images.shape[1:]), work.model.receptive_field
+        places, crop_side = work.model.places, crop_size(work.model, work.dataset.images.shape[1:])
         shown = {}
         for part, make in (
-            ("prototypes", lambda: gallery.prototypes(work, members, final, sides)),
-            ("inClasses", lambda: gallery.in_classes(work, separating, final, sides)),
+            ("prototypes", lambda: gallery.prototypes(work, members, final, places, crop_side)),
+            ("inClasses", lambda: gallery.in_classes(work, separating, final, places, crop_side)),
             ("perClass", lambda: gallery.classes(work, rng)),
-            ("images", lambda: gallery.images(work, chosen, by_image)),
+            ("images", lambda: gallery.images(work, chosen, by_image, places)),
         ):
             shown[part] = make()
             bar.update(1)
         with directory.making("report") as folder:
-            text = page.render(page_content(work, shown, sides))
+            text = page.render(page_content(work, shown))
             (folder / REPORT).write_text(text, encoding="utf-8")
         bar.update(1)
 
 
-def page_content(work: Run, shown: dict, sides: tuple[int, int]) -> dict:
+def page_content(work: Run, shown: dict) -> dict:
     """What the page is made of: `shown` (of `report.gallery`) and the figures of the run."""
     explanation = work.explanation
     names = [printable(name) for name in explanation.classes]
@@ -92,7 +92,7 @@ def page_content(work: Run, shown: dict, sides: tuple[int, int]) -> dict:
         "prototypes": len(explanation.prototypes),
         "names": names,
         "steps": steps,
-        "sides": sides,
+        "seen": work.model.receptive_field,
         "pair_count": len(explanation.pairs),
         "data": data,
     }

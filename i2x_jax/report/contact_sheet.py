@@ -1,17 +1,20 @@
 """One picture of all prototypes: where each is strongest, beside places drawn at random."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from i2x_jax.config import printable
-from i2x_jax.evidence.saliency import crop_corners, crops_at
+from i2x_jax.evidence.geometry import crop_corners, crops_at, peaks_of
 from i2x_jax.explanation.types import Explanation, Prototype
+from i2x_jax.models.places import Places
+from i2x_jax.report import pictures
+from i2x_jax.results.story import strongest_members
 
 SHOWN = 6  # samples in each of the three blocks
 TILE, GAP, MARGIN, LABEL_WIDTH, HEADER = 56, 6, 24, 236, 52
-INK, FAINT, PAPER, FRAME = (30, 30, 30), (100, 100, 100), (255, 255, 255), (230, 97, 0)
+INK, FAINT, PAPER = (30, 30, 30), (100, 100, 100), (255, 255, 255)
 
 
 def contact_sheet(
@@ -20,6 +23,7 @@ def contact_sheet(
     assignments: np.ndarray,
     intensity: np.ndarray,
     maps_of: Callable[[np.ndarray], np.ndarray],
+    places: Places,
     crop_side: int,
     seed: int,
 ) -> Image.Image:
@@ -32,83 +36,75 @@ def contact_sheet(
       images: uint8 `[N, H, W, C]`, C 1 or 3.
       assignments: `[N, h, w]`.
       intensity: `[N, K]` at the last checkpoint.
-      maps_of: rows `[n]` to their saliency maps `[n, h, w]` at the last checkpoint.
+      maps_of: rows `[n]` to their saliency maps `[n, h, w]` at the last checkpoint; called once.
+      places: of the map.
       crop_side: pixels of a crop, before it is enlarged.
       seed: of the random members.
     """
-    rng = np.random.default_rng(seed)
-    block = SHOWN * (TILE + GAP) + MARGIN
-    lefts = [LABEL_WIDTH + place * block for place in range(3)]
-    sheet = Image.new("RGB", (lefts[-1] + block, HEADER + (TILE + GAP) * len(explanation.prototypes)), PAPER)
+    chosen = members_of(explanation.prototypes, assignments, intensity, np.random.default_rng(seed))
+    shown = np.unique(np.concatenate([rows for each in chosen for rows in each]))
+    maps = maps_of(shown)
+
+    def peaks(prototype, rows):
+        return peaks_of(assignments, lambda rows: maps[np.searchsorted(shown, rows)], prototype, rows)
+
+    size = sheet_tile(images.shape[1:])
+    blocks = [SHOWN * (width + GAP) + MARGIN for width in (TILE, size[0], size[0])]
+    lefts = [LABEL_WIDTH, LABEL_WIDTH + blocks[0], LABEL_WIDTH + sum(blocks[:2])]
+    row_height = max(TILE, size[1]) + GAP
+    sheet = Image.new("RGB", (LABEL_WIDTH + sum(blocks), HEADER + row_height * len(explanation.prototypes)), PAPER)
     draw = ImageDraw.Draw(sheet)
-    heading = ImageFont.load_default(14)
-    for left, text in zip(
-        (8, *lefts), ("prototype, share", "strongest crops", "in their images", "random members"), strict=True
-    ):
-        draw.text((left, 8), text, INK, heading)
-    draw.text((8, 28), "raises the logit of, by", FAINT, ImageFont.load_default(12))
-    for row, prototype in enumerate(explanation.prototypes):
-        top = HEADER + row * (TILE + GAP)
+    write_headings(draw, lefts)
+
+    for row, (prototype, (strongest, drawn)) in enumerate(zip(explanation.prototypes, chosen, strict=True)):
+        top = HEADER + row * row_height
         write_label(draw, prototype, top)
-        members = np.flatnonzero((assignments == prototype.id).any(axis=(1, 2)))
-        strongest = members[np.argsort(-intensity[members, prototype.id], kind="stable")[:SHOWN]]
-        drawn = rng.permutation(members)[:SHOWN]
-        peaks = peaks_of(assignments, maps_of, prototype.id, strongest)
+        at = peaks(prototype.id, strongest)
         tiles = (
-            [enlarged(crop) for crop in crops_at(images[strongest], peaks, assignments.shape[1:], crop_side)],
-            framed(images[strongest], peaks, assignments.shape[1:], crop_side),
-            framed(
-                images[drawn], peaks_of(assignments, maps_of, prototype.id, drawn), assignments.shape[1:], crop_side
-            ),
+            [pictures.tile(crop, (TILE, TILE)) for crop in crops_at(images[strongest], at, places, crop_side)],
+            framed(images[strongest], at, places, crop_side),
+            framed(images[drawn], peaks(prototype.id, drawn), places, crop_side),
         )
-        for left, pictures in zip(lefts, tiles, strict=True):
-            for place, picture in enumerate(pictures):
-                sheet.paste(picture, (left + place * (TILE + GAP), top))
+        for left, of_block in zip(lefts, tiles, strict=True):
+            for place, picture in enumerate(of_block):
+                sheet.paste(picture, (left + place * (picture.width + GAP), top))
     return sheet
 
 
-def peaks_of(
-    assignments: np.ndarray, maps_of: Callable[[np.ndarray], np.ndarray], prototype: int, rows: np.ndarray
-) -> np.ndarray:
-    """Where, among the locations of a prototype, each of these samples is most salient: int `[n, 2]`.
-
-    Every sample must have a location of the prototype.
-
-    Args:
-      assignments: int `[N, h, w]`.
-      maps_of: from rows to their saliency maps `[n, h, w]`.
-      prototype: its id.
-      rows: int `[n]`, which samples.
-
-    Returns:
-      Row and column on the feature map.
-    """
-    here = assignments[rows] == prototype
-    if not len(rows):
-        return np.zeros((0, 2), int)
-    peak = np.where(here, maps_of(rows), -np.inf).reshape(len(rows), -1).argmax(-1)
-    return np.stack(np.unravel_index(peak, here.shape[1:]), -1)
-
-
-def enlarged(pixels: np.ndarray) -> Image.Image:
-    """Pixels `[h, w, C]` as a square tile, each pixel still to be seen."""
-    picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
-    return picture.resize((TILE, TILE), Image.Resampling.NEAREST)
-
-
-def framed(images: np.ndarray, peaks: np.ndarray, map_shape: tuple[int, int], crop_side: int) -> list[Image.Image]:
+def framed(images: np.ndarray, peaks: np.ndarray, places: Places, crop_side: int) -> list[Image.Image]:
     """Whole images as tiles, with a frame around the crop at each peak."""
-    corners = crop_corners(peaks, map_shape, images.shape[1:3], crop_side)
-    scale = TILE / np.array(images.shape[1:3])
-    tiles = []
-    for image, corner in zip(images, corners, strict=True):
-        tile = enlarged(image)
-        (top, left), (bottom, right) = np.clip(
-            np.round([corner * scale, (corner + crop_side) * scale - 1]), 0, TILE - 1
-        )
-        ImageDraw.Draw(tile).rectangle((left, top, right, bottom), outline=FRAME, width=2)
-        tiles.append(tile)
+    tiles = [pictures.tile(image, sheet_tile(image.shape)) for image in images]
+    for tile, corner in zip(tiles, crop_corners(peaks, places, crop_side), strict=True):
+        pictures.draw_frame(tile, images.shape[1:], corner, crop_side, pictures.FRAME, width=2)
     return tiles
+
+
+def sheet_tile(image_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Width and height of an image on the sheet; there is more room for long images than for others."""
+    height, width = image_shape[:2]
+    ratio = max(height, width) / min(height, width)
+    return pictures.tile_size(image_shape, round(TILE * min(2, ratio**0.5)))
+
+
+def members_of(
+    prototypes: Sequence[Prototype], assignments: np.ndarray, intensity: np.ndarray, rng: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each prototype the rows that show it: of highest intensity, and drawn at random; `SHOWN` at most."""
+    chosen = []
+    for prototype in prototypes:
+        area = (assignments == prototype.id).sum((1, 2))
+        strongest = strongest_members(area, intensity[:, prototype.id], SHOWN)
+        chosen.append((strongest, rng.permutation(np.flatnonzero(area))[:SHOWN]))
+    return chosen
+
+
+def write_headings(draw: ImageDraw.ImageDraw, lefts: Sequence[int]) -> None:
+    """What stands in the labels, and in the blocks that begin there."""
+    heading = ImageFont.load_default(14)
+    texts = ("prototype, share", "strongest crops", "in their images", "random members")
+    for left, text in zip((8, *lefts), texts, strict=True):
+        draw.text((left, 8), text, INK, heading)
+    draw.text((8, 28), "raises the logit of, by", FAINT, ImageFont.load_default(12))
 
 
 def write_label(draw: ImageDraw.ImageDraw, prototype: Prototype, top: int) -> None:

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from i2x_jax.config import printable
-from i2x_jax.evidence.saliency import crops_at
-from i2x_jax.report.contact_sheet import peaks_of
+from i2x_jax.evidence.geometry import crops_at, peaks_of
+from i2x_jax.models.places import Places
 from i2x_jax.report.content import carrier, rounded
 from i2x_jax.report.examples import Chosen, choose_groups
 from i2x_jax.results import pictures, story
@@ -63,7 +63,11 @@ def choose_in_classes(run: Run) -> dict[tuple[int, int], np.ndarray]:
 
 
 def in_classes(
-    run: Run, chosen: dict[tuple[int, int], np.ndarray], maps: dict[int, np.ndarray], sides: tuple[int, int]
+    run: Run,
+    chosen: dict[tuple[int, int], np.ndarray],
+    maps: dict[int, np.ndarray],
+    places: Places,
+    crop_side: int,
 ) -> dict[str, dict]:
     """Pictures of `choose_in_classes` by 'prototype class'; arguments as in `prototypes`."""
     assignments, images = run.array("assignments"), run.dataset.images
@@ -71,7 +75,7 @@ def in_classes(
     shown = {}
     for (k, label), rows in chosen.items():
         if len(rows):
-            tiles = _framed(images, rows, _peaks(assignments, maps, k, rows), assignments.shape[1:], size, sides)
+            tiles = _framed(images, rows, _peaks(assignments, maps, k, rows), size, places, crop_side)
             picture = pictures.data_uri(pictures.row_of(tiles))
             shown[f"{k} {label}"] = {"rows": rows.tolist(), "framed": picture, "tiles": [len(rows), *size]}
     return shown
@@ -81,18 +85,21 @@ def _peaks(assignments, maps, k, rows):
     return peaks_of(assignments, lambda chosen: np.stack([maps[int(row)] for row in chosen]), k, rows)
 
 
-def _framed(images, rows, peaks, map_shape, size, sides):
-    return [pictures.framed(images[row], size, peak, map_shape, sides) for row, peak in zip(rows, peaks, strict=True)]
+def _framed(images, rows, peaks, size, places, crop_side):
+    return [pictures.framed(images[row], size, peak, places, crop_side) for row, peak in zip(rows, peaks, strict=True)]
 
 
-def prototypes(run: Run, members: list[Members], maps: dict[int, np.ndarray], sides: tuple[int, int]) -> list[dict]:
+def prototypes(
+    run: Run, members: list[Members], maps: dict[int, np.ndarray], places: Places, crop_side: int
+) -> list[dict]:
     """Each prototype: its figures, its strongest crops and random members, alone and in their images.
 
     Args:
       run: the run.
       members: of `choose_members`.
       maps: row to saliency `[h, w]` at the last checkpoint.
-      sides: of a crop and of the receptive field, in pixels.
+      places: of the map.
+      crop_side: of a crop, in pixels.
     """
     assignments, labels = run.array("assignments"), np.array(run.array("labels"))
     final = run.array("intensity")[-1]
@@ -116,8 +123,8 @@ def prototypes(run: Run, members: list[Members], maps: dict[int, np.ndarray], si
             if not len(rows):
                 continue
             peaks = _peaks(assignments, maps, k, rows)
-            crops = crops_at(images[rows], peaks, assignments.shape[1:], sides[0])
-            framed = _framed(images, rows, peaks, assignments.shape[1:], size, sides)
+            crops = crops_at(images[rows], peaks, places, crop_side)
+            framed = _framed(images, rows, peaks, size, places, crop_side)
             entry[kind] = {
                 "rows": rows.tolist(),
                 "labels": labels[rows].tolist(),
@@ -177,19 +184,19 @@ def classes(run: Run, rng: np.random.Generator) -> list[dict]:
     ]
 
 
-def images(run: Run, chosen: Chosen, maps: dict[int, np.ndarray]) -> dict:
+def images(run: Run, chosen: Chosen, maps: dict[int, np.ndarray], places: Places) -> dict:
     """The chosen images: their stories, saliency at every checkpoint, and prototypes drawn on them.
 
     Args:
       run: the run.
       chosen: of `examples.choose_images`.
       maps: row to saliency `[T, h, w]`.
+      places: of the map.
     """
     rows, pixels = chosen.rows(), run.dataset.images
-    assignments = run.array("assignments")
     frame, large, thumb = (pictures.tile_size(pixels.shape[1:], side) for side in (FRAME, LARGE, THUMB))
     thumbs = pictures.grid_of([pictures.tile(pixels[row], thumb) for row in rows], THUMB_COLUMNS)
-    stories = [_story(run, int(row), maps[int(row)], pixels[row], assignments[row], frame, large) for row in rows]
+    stories = [_story(run, int(row), maps[int(row)], places, frame, large) for row in rows]
     # Most of the time goes into encoding, which lets other threads run.
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for name in ("frames", "cells"):
@@ -208,15 +215,17 @@ def images(run: Run, chosen: Chosen, maps: dict[int, np.ndarray]) -> dict:
     }
 
 
-def _story(run, row, maps, pixels, assignments, frame, large):
-    told = run.story(row)
+def _story(run, row, maps, places, frame, large):
+    told, pixels, assignments = run.story(row), run.dataset.images[row], run.array("assignments")[row]
     label = run.explanation.classes.index(told.label)
     others = [c for c in np.argsort(-told.confidence.max(axis=0), kind="stable") if c != label][:MAX_OTHERS]
     salient = [each for each in told.prototypes if each.share > 0][:MAX_CELLS]
     plain = pictures.tile(pixels, frame)
     # One scale for all checkpoints: a map may only look stronger than another if it is.
-    overlays = [pictures.overlaid(plain, each, maps.max()) for each in maps]
-    cells = pictures.outlined(pictures.tile(pixels, large), assignments, [each.prototype for each in salient])
+    overlays = [pictures.overlaid(plain, each, maps.max(), places, pixels.shape) for each in maps]
+    cells = pictures.outlined(
+        pictures.tile(pixels, large), assignments, [each.prototype for each in salient], places, pixels.shape
+    )
     return {
         "row": row,
         "label": label,

@@ -30,7 +30,7 @@ def tap_table(config: Config, data_dir: str | None) -> str:
             notes.append("1x1: " + ("allowed by" if model.allow_1x1 else "refused without") + " model.allow_1x1")
         line = (
             f"  {place.name:<10} {' x '.join(map(str, place.feature_shape)):>15} {h * w:>19}"
-            f" {place.receptive_field:>13} px  {', '.join(notes)}"
+            f" {place.places.side:>13} px  {', '.join(notes)}"
         )
         lines.append(line.rstrip())
     return "\n".join(lines)

@@ -222,7 +222,7 @@ class Run:
         Raises:
           InputError: unknown prototype, or n below 1.
         """
-        from i2x_jax.evidence.saliency import crop_size
+        from i2x_jax.evidence.geometry import crop_size
 
         assignments, final = self.array("assignments"), self.array("intensity")[-1]
         prototype = asked.whole(prototype, "the prototype", 0, final.shape[1] - 1)
@@ -231,7 +231,14 @@ class Run:
         variables = self.variables(self.steps[-1])
         side = crop_size(self.model, images.shape[1:])
         return stories.crops(
-            prototype, count, images, assignments, final, lambda rows: self.saliency(variables, rows), side
+            prototype,
+            count,
+            images,
+            assignments,
+            final,
+            lambda rows: self.saliency(variables, rows),
+            self.model.places,
+            side,
         )
 
     def saliency(self, variables: Any, rows: np.ndarray) -> np.ndarray:
@@ -438,8 +445,7 @@ class Run:
             raise InputError(f"no image has prototype {prototype}; allowed: one that occurs; choose another")
         members = np.flatnonzero((assignments == prototype).any((1, 2)))
         drawn = np.random.default_rng(asked.whole(seed, "the seed", 0)).permutation(members)[:n]
-        sides = crops.images.shape[1], self.model.receptive_field
-        return plots.prototype_picture(crops, images[crops.rows], images[drawn], assignments.shape[1:], sides)
+        return plots.prototype_picture(crops, images[crops.rows], images[drawn], self.model.places)
 
     def plot_pair(self, a: str, b: str) -> "altair.VConcatChart":
         """Two classes: how well they are told apart at each checkpoint, and the prototypes that separate them."""
@@ -462,7 +468,7 @@ class Run:
             else (getattr(self.splits, told.split).images[told.image])
         )
         numbers = [each.prototype for each in told.prototypes if each.share > 0]
-        return plots.image_picture(pixels, told.assignments, numbers, maps)
+        return plots.image_picture(pixels, told.assignments, numbers, maps, self.model.places)
 
     def to_frame(self, table: str) -> "pandas.DataFrame":
         """A table of the run as a pandas data frame, one row per record.

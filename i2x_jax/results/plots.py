@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 
 from i2x_jax.config import printable
+from i2x_jax.explanation.pairs import TOLD_APART
 from i2x_jax.explanation.types import PairExplanation
-from i2x_jax.explanation.uncertainty import TOLD_APART
+from i2x_jax.models.places import Places
 from i2x_jax.results import pictures
 from i2x_jax.results.story import Crops, ToldApart
 
@@ -22,21 +23,18 @@ WIDTH, HEIGHT = 420, 200
 FIRST, SECOND, LIMIT = "#0072B2", "#D55E00", "#8a8f98"
 
 
-def prototype_picture(
-    crops: Crops, images: np.ndarray, drawn: np.ndarray, map_shape: tuple[int, int], sides: tuple[int, int]
-) -> Image.Image:
+def prototype_picture(crops: Crops, images: np.ndarray, drawn: np.ndarray, places: Places) -> Image.Image:
     """Three rows: the strongest crops, the images they are from with crop and seen part framed, and others.
 
     Args:
       crops: of the prototype, n of them.
       images: uint8 `[n, H, W, C]`, those the crops are from.
       drawn: uint8 `[m, H, W, C]`, members drawn at random, so that nobody has to trust a choice of examples.
-      map_shape: (h, w).
-      sides: of the crop and of the receptive field, in pixels of the image.
+      places: of the locations of the map.
     """
     size = pictures.tile_size(images.shape[1:], TILE)
     framed = [
-        pictures.framed(image, size, place, map_shape, sides)
+        pictures.framed(image, size, place, places, crops.images.shape[1])
         for image, place in zip(images, crops.locations, strict=True)
     ]
     rows = [
@@ -48,7 +46,7 @@ def prototype_picture(
 
 
 def image_picture(
-    pixels: np.ndarray, assignments: np.ndarray, prototypes: Sequence[int], maps: np.ndarray
+    pixels: np.ndarray, assignments: np.ndarray, prototypes: Sequence[int], maps: np.ndarray, places: Places
 ) -> Image.Image:
     """The image beside its strongest prototypes, and below its saliency at every checkpoint, on one scale.
 
@@ -57,12 +55,14 @@ def image_picture(
       assignments: int `[h, w]`.
       prototypes: those that are coloured, strongest first.
       maps: saliency `[T, h, w]`.
+      places: of the locations of the map.
     """
     large = pictures.tile(pixels, pictures.tile_size(pixels.shape, LARGE))
     plain = pictures.tile(pixels, pictures.tile_size(pixels.shape, TILE))
     colours = prototypes[: len(pictures.COLOURS)]
-    beside = pictures.row_of([large, pictures.outlined(large, assignments, colours)], GAP)
-    return _stacked([beside, pictures.row_of([pictures.overlaid(plain, each, maps.max()) for each in maps], GAP)])
+    beside = pictures.row_of([large, pictures.outlined(large, assignments, colours, places, pixels.shape)], GAP)
+    overlays = [pictures.overlaid(plain, each, maps.max(), places, pixels.shape) for each in maps]
+    return _stacked([beside, pictures.row_of(overlays, GAP)])
 
 
 def pair_chart(apart: ToldApart, pair: PairExplanation) -> "altair.VConcatChart":

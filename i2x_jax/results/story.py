@@ -12,6 +12,7 @@ from i2x_jax.results import asked
 
 if TYPE_CHECKING:
     from i2x_jax.evidence.one_image import ImageEvidence
+    from i2x_jax.models.places import Places
 
 # One static shape for every call, so that the program is compiled once.
 MAPS_PER_BATCH = 128
@@ -232,6 +233,7 @@ def crops(
     assignments: np.ndarray,
     intensity: np.ndarray,
     maps_of: Callable[[np.ndarray], np.ndarray],
+    places: "Places",
     side: int,
 ) -> Crops:
     """The places where a prototype is strongest.
@@ -243,15 +245,15 @@ def crops(
       assignments: int `[N, h, w]`.
       intensity: `[N, K]` at the last checkpoint.
       maps_of: rows `[n]` to their saliency maps `[n, h, w]` at the last checkpoint.
+      places: of the locations of the map.
       side: of a crop, in pixels.
     """
-    from i2x_jax.evidence.saliency import crops_at
-    from i2x_jax.report.contact_sheet import peaks_of
+    from i2x_jax.evidence.geometry import crops_at, peaks_of
 
     final = np.array(intensity[:, prototype])
     rows = strongest_members((assignments == prototype).sum((1, 2)), final, count)
     peaks = peaks_of(assignments, maps_of, prototype, rows)
-    return Crops(crops_at(images[rows], peaks, assignments.shape[1:], side), rows, peaks, final[rows])
+    return Crops(crops_at(images[rows], peaks, places, side), rows, peaks, final[rows])
 
 
 def maps_of(model, cam: str, target: str, variables: dict, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import pytest
 
 from i2x_jax.config import SIGNED_CAMS
 from i2x_jax.evidence import saliency
-from i2x_jax.evidence.saliency import RULES, saliency_crops, saliency_maps
+from i2x_jax.evidence.saliency import RULES, saliency_maps
 from tests.helpers import COMPLETENESS, DEEP, PRINTED, ROUNDING, planted, tiny_model, tiny_variables, with_head
 
 CAMS = {
@@ -209,74 +209,3 @@ def test_maps_under_jit_are_traced_once():
         expected = maps_of(tiny_model("conv2"), feature_maps(seed=seed), CLASSES)
         np.testing.assert_allclose(found, expected, **DEEP)
     assert len(traces) == 1
-
-
-class TestCrops:
-    # Pixel (row, column) of the image holds 10 row + column.
-    image = (10 * np.arange(8)[:, None] + np.arange(8)).astype(np.uint8)[None, ..., None]
-
-    def crop(self, row, column, size, side=4):
-        heat = np.zeros((1, side, side), np.float32)
-        heat[0, row, column] = 1
-        crop = saliency_crops(self.image, heat, size)
-        assert crop.shape == (1, size, size, 1)
-        assert crop.dtype == np.uint8
-        return crop[0, ..., 0].tolist()
-
-    def test_location_1_1_of_4x4_is_the_square_of_its_four_pixels(self):
-        # Location 1 of 4 covers pixels 2 and 3 of 8.
-        assert self.crop(1, 1, 2) == [[22, 23], [32, 33]]
-
-    def test_a_larger_crop_grows_around_the_same_centre(self):
-        assert self.crop(1, 2, 4) == [[13, 14, 15, 16], [23, 24, 25, 26], [33, 34, 35, 36], [43, 44, 45, 46]]
-
-    def test_corners_are_filled_with_the_edge(self):
-        assert self.crop(0, 0, 4) == [[0, 0, 1, 2], [0, 0, 1, 2], [10, 10, 11, 12], [20, 20, 21, 22]]
-        assert self.crop(3, 3, 4) == [[55, 56, 57, 57], [65, 66, 67, 67], [75, 76, 77, 77], [75, 76, 77, 77]]
-        assert self.crop(0, 3, 4) == [[5, 6, 7, 7], [5, 6, 7, 7], [15, 16, 17, 17], [25, 26, 27, 27]]
-
-    @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
-    @pytest.mark.parametrize("side", [3, 4, 5, 8])
-    def test_no_other_crop_of_that_size_is_nearer_to_the_centre(self, side, size):
-        locations = np.arange(side)
-        corners = saliency.crop_corners(np.stack([locations, locations], -1), (side, side), (8, 16), size)
-        for axis, pixels in ((0, 8), (1, 16)):
-            off = corners[:, axis] + size / 2 - (locations + 0.5) * pixels / side
-            # Of two that are as near, the later one.
-            assert (off > -0.5).all()
-            assert (off <= 0.5).all()
-
-    def test_an_odd_crop_between_pixels_takes_the_later_ones(self):
-        # Location 1 of 4 is centred between pixels 2 and 3.
-        assert self.crop(1, 1, 1) == [[33]]
-        assert self.crop(1, 2, 3) == [[24, 25, 26], [34, 35, 36], [44, 45, 46]]
-
-    def test_a_map_as_large_as_the_image_is_centred_on_its_pixel(self):
-        assert self.crop(5, 2, 1, side=8) == [[52]]
-        assert self.crop(5, 2, 3, side=8) == [[41, 42, 43], [51, 52, 53], [61, 62, 63]]
-
-    def test_the_first_of_equal_maxima_counts(self):
-        crop = saliency_crops(self.image, np.zeros((1, 4, 4), np.float32), 2)
-        assert crop[0, ..., 0].tolist() == [[0, 1], [10, 11]]
-
-    def test_each_image_has_its_own_place_and_all_its_channels(self):
-        images = np.concatenate([self.image, self.image + 100]).repeat(3, axis=-1)
-        heat = np.zeros((2, 4, 4), np.float32)
-        heat[0, 0, 1] = heat[1, 3, 0] = 1
-        crops = saliency_crops(images, heat, 2)
-        assert crops.shape == (2, 2, 2, 3)
-        assert crops[0, ..., 2].tolist() == [[2, 3], [12, 13]]
-        assert crops[1, ..., 0].tolist() == [[160, 161], [170, 171]]
-
-    def test_images_need_not_be_square(self):
-        wide = np.concatenate([self.image, self.image + 100], axis=2)
-        heat = np.zeros((1, 4, 4), np.float32)
-        heat[0, 0, 2] = 1
-        # A location is 2 rows by 4 columns; the centre of this one lies between columns 9 and 10.
-        assert saliency_crops(wide, heat, 2)[0, ..., 0].tolist() == [[101, 102], [111, 112]]
-
-    def test_size_is_the_receptive_field_up_to_half_the_image(self):
-        assert saliency.crop_size(tiny_model(), (8, 8, 1)) == 4
-        assert saliency.crop_size(tiny_model("conv1"), (8, 8, 1)) == 3
-        assert saliency.crop_size(tiny_model(), (100, 20, 1)) == 10
-        assert saliency.crop_size(tiny_model(), (1, 1, 1)) == 1

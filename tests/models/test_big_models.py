@@ -111,7 +111,7 @@ def test_every_tap_has_its_map_its_logits_and_its_receptive_field(name, stem, si
         logits = nnx.eval_shape(lambda net, x, tap=tap: net.head(x, tap), network, maps)
         assert maps.shape == (2, map_side, map_side, channels)
         assert logits.shape == (2, CLASSES)
-        assert network.receptive_field(tap) == field
+        assert network.places(tap).side == field
 
 
 @pytest.mark.parametrize(

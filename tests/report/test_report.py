@@ -12,9 +12,11 @@ import pytest
 from PIL import Image
 
 from i2x_jax.config import InputError, printable
-from i2x_jax.evidence.saliency import crop_size, saliency_maps
+from i2x_jax.evidence.geometry import crop_size, crops_at
+from i2x_jax.evidence.saliency import saliency_maps
 from i2x_jax.explanation.types import ClassExplanation, Explanation, Interval
-from i2x_jax.report import charts, examples, gallery, page
+from i2x_jax.models.places import Places, Span
+from i2x_jax.report import charts, contact_sheet, examples, gallery, page
 from i2x_jax.report.content import rounded
 from i2x_jax.results import findings, pictures, story, tables
 from i2x_jax.results.files import REFINEMENT, REPORT
@@ -39,6 +41,9 @@ UNMEASURED = {name: None for name in ("r2", "r2_class", "r2_total", "gain", "gai
     "null": (None, None, None),
     "above_null": False,
 }
+
+
+CELLS = Places(Span(0.5, 2, 2), Span(0.5, 2, 2))  # of a map of 2x2 on images of 4x4
 
 
 class Page(html.parser.HTMLParser):
@@ -248,7 +253,7 @@ class TestFigures:
         plain = pictures.tile(run.dataset.images[shown["row"]], (width, height))
         for place, each in enumerate(maps, 1):
             frame = frames.crop((place * width, 0, (place + 1) * width, height))
-            expected = pictures.overlaid(plain, each, np.max(maps))
+            expected = pictures.overlaid(plain, each, np.max(maps), run.model.places, (8, 8))
             assert np.abs(np.int16(frame) - np.int16(expected)).mean() < 6  # the picture is compressed
 
     def test_where_curation_does_not_apply(self, run, tmp_path):
@@ -383,24 +388,54 @@ class TestPictures:
         np.testing.assert_array_equal(enlarged[..., 0], pixels[..., 0].repeat(2, 0).repeat(2, 1))
 
     def test_frames_stand_where_the_location_is(self):
-        picture = np.array(pictures.framed(np.zeros((8, 8, 1), np.uint8), (80, 80), np.array([1, 2]), (4, 4), (2, 4)))
+        places = Places(Span(0, 2, 5), Span(0, 2, 3))
+        picture = np.array(pictures.framed(np.zeros((8, 8, 1), np.uint8), (80, 80), np.array([1, 2]), places, 1))
         rows, columns = np.nonzero((picture == pictures.FRAME).all(-1))
-        # Location (1, 2) of a 4x4 map is centred on pixel (3, 5): the crop is rows 2 to 4, columns 4 to 6.
-        assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (20, 40, 40, 60)
+        # Location (1, 2) is centred on pixel (2, 4), and sees rows 0 to 4 and columns 3 to 5.
+        assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (20, 30, 40, 50)
         rows, columns = np.nonzero((picture == pictures.SEEN).all(-1))
-        assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (10, 50, 30, 70)
+        assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (0, 50, 30, 60)
+
+    def test_a_frame_is_around_the_pixels_of_its_crop(self):
+        """A bright dot on the centre of a location is in the middle of its crop and of its frame."""
+        places, location = Places(Span(0, 2, 13), Span(0, 2, 13)), np.array([2, 1])
+        pixels = np.zeros((8, 8, 1), np.uint8)
+        pixels[4, 2] = 255
+        assert np.argwhere(crops_at(pixels[None], location[None], places, 3)[0, ..., 0]).tolist() == [[1, 1]]
+        picture = np.array(pictures.framed(pixels, (80, 80), location, places, 3))
+        rows, columns = np.nonzero((picture == pictures.FRAME).all(-1))
+        assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (30, 60, 10, 40)
+        assert (picture[40:50, 20:30] == 255).all()
+        (sheet,) = contact_sheet.framed(pixels[None], location[None], places, 3)
+        rows, columns = np.nonzero((np.array(sheet) == pictures.FRAME).all(-1))
+        # Seven pixels of the tile for one of the image.
+        assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (21, 42, 7, 28)
 
     def test_overlay_is_stronger_where_saliency_is(self):
         plain = pictures.tile(np.full((4, 4, 1), 128, np.uint8), (40, 40))
         saliency = np.array([[0.0, 0.0], [0.0, 2.0]])
-        picture = np.array(pictures.overlaid(plain, saliency, 2.0))
+        picture = np.array(pictures.overlaid(plain, saliency, 2.0, CELLS, (4, 4)))
         assert tuple(picture[0, 0]) == (128, 128, 128)
         assert np.abs(picture[-1, -1] - np.array(pictures.HEAT)).max() < 25
-        np.testing.assert_array_equal(np.array(pictures.overlaid(plain, 0 * saliency, 0.0)), np.array(plain))
+        none = np.array(pictures.overlaid(plain, 0 * saliency, 0.0, CELLS, (4, 4)))
+        np.testing.assert_array_equal(none, np.array(plain))
+
+    def test_overlay_and_cells_are_centred_where_locations_are(self):
+        """Of a map on every second pixel, from the first on: its last location is not on the last pixel."""
+        plain = pictures.tile(np.full((9, 9, 1), 128, np.uint8), (90, 90))
+        places, saliency = Places(Span(0, 2, 5), Span(0, 2, 5)), np.zeros((5, 5))
+        saliency[2, 3] = 1
+        strength = np.abs(np.int16(pictures.overlaid(plain, saliency, 1.0, places, (9, 9))) - 128).sum(-1)
+        rows, columns = np.nonzero(strength == strength.max())
+        # Pixel 4 is rows 40 to 49 of the tile, pixel 6 columns 60 to 69.
+        assert (rows.mean(), columns.mean()) == (44.5, 64.5)
+        cells = np.array(pictures.outlined(plain, np.int16(saliency), [1], places, (9, 9)))
+        rows, columns = np.nonzero((cells == pictures.COLOURS[0]).all(-1))
+        assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (35, 55, 55, 75)
 
     def test_cells(self):
         plain = pictures.tile(np.zeros((4, 4, 1), np.uint8), (80, 80))
-        picture = np.array(pictures.outlined(plain, np.array([[7, 0], [0, 0]]), [7]))
+        picture = np.array(pictures.outlined(plain, np.array([[7, 0], [0, 0]]), [7], CELLS, (4, 4)))
         assert tuple(picture[0, 0]) == pictures.COLOURS[0]
         assert not picture[45:, 45:].any()
 
@@ -420,9 +455,9 @@ class TestRun:
         np.testing.assert_array_equal(crops.intensity, intensity[crops.rows])
         for image, row, (y, x) in zip(crops.images, crops.rows, crops.locations, strict=True):
             assert assignments[row, y, x] == 2
-            # Maps of 4x4 over images of 8x8: location (y, x) is centred on pixel (2y + 1, 2x + 1).
+            # Padded by as much on either side, location (y, x) is centred on pixel (2y, 2x).
             padded = np.pad(run.dataset.images[row], ((8, 8), (8, 8), (0, 0)), mode="edge")
-            top, left = 2 * y + 1 - side // 2 + 8, 2 * x + 1 - side // 2 + 8
+            top, left = 2 * y - (side - 1) // 2 + 8, 2 * x - (side - 1) // 2 + 8
             np.testing.assert_array_equal(image, padded[top : top + side, left : left + side])
 
     @pytest.mark.parametrize(("prototype", "n"), [(-1, 3), (8, 3), (2, 0)])
