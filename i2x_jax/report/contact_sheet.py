@@ -9,7 +9,7 @@ from i2x_jax.config import printable
 from i2x_jax.evidence.geometry import crop_corners, crops_at, peaks_of
 from i2x_jax.explanation.types import Explanation, Prototype
 from i2x_jax.models.places import Places
-from i2x_jax.report import pictures
+from i2x_jax.results import pictures
 from i2x_jax.results.story import strongest_members
 
 SHOWN = 6  # samples in each of the three blocks
