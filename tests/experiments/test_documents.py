@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from programs import ROOT
 
+import i2x_jax
 from experiments.tools import documents
 from i2x_jax.config import InputError
 from i2x_jax.results.files import read_header
@@ -221,9 +222,10 @@ def test_the_documents_have_their_markers():
 
 
 def test_the_changelog_names_the_version_that_is_built():
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "i2x_jax.__version__"}
     headings = [line for line in (ROOT / "CHANGELOG.md").read_text().splitlines() if line.startswith("## ")]
-    assert headings[0].startswith(f"## [{version}] - ")
+    assert headings[0].startswith(f"## [{i2x_jax.__version__}] - ")
     assert len(headings) == len(set(headings))
 
 
