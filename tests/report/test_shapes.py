@@ -19,7 +19,8 @@ from i2x_jax.explanation.types import (
     Separating,
 )
 from i2x_jax.models.places import Places, Span
-from i2x_jax.report import contact_sheet, examples, gallery, pictures
+from i2x_jax.report import contact_sheet, examples, gallery
+from i2x_jax.results import pictures
 from i2x_jax.results.files import CONTACT_SHEET, REPORT
 
 # Height and width of images; all but the square ones stopped the contact sheet.
