@@ -6,7 +6,7 @@ from helpers import ROUNDING, one_line
 from PIL import Image
 
 from i2x_jax import InputError, Run
-from i2x_jax.explanation.uncertainty import auc_over_time
+from i2x_jax.explanation.pairs import auc_over_time
 from i2x_jax.results import asked
 
 
