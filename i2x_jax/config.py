@@ -129,7 +129,7 @@ class ExplainConfig(_Group):
     _prefix = "explain."
     num_prototypes: int = _at_least(16, 2)
     pca_dims: int = _at_least(32, 1)
-    max_locations: int = _at_least(0, 0)
+    max_locations: int = _at_least(0, -1)
     restarts: int = _at_least(4, 1)
     cam: str = _one_of("gradcam", *CAMS)
     target: str = _one_of("label", "label", "predicted")

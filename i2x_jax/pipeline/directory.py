@@ -100,7 +100,9 @@ class RunDirectory:
 
     def _discard_leftovers(self):
         """Removes what a killed process left half-made, and what is no longer needed to go on from."""
-        patterns = (".tmp-*", ".refine-seed-*.json") if self.complete("refine") else (".tmp-*",)
+        patterns = [".tmp-*"]
+        patterns += [".refine-seed-*.json"] if self.complete("refine") else []
+        patterns += [self.partial(step).name for step in STEPS if self.complete(step)]
         for path in itertools.chain.from_iterable(self.path.glob(pattern) for pattern in patterns):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -129,38 +131,54 @@ class RunDirectory:
         return all((self.path / CHECKPOINTS / str(kept)).is_dir() for kept in read_array(self.path / "steps.npy", {}))
 
     @contextlib.contextmanager
-    def making(self, step: str) -> Iterator[pathlib.Path]:
+    def making(self, step: str, keep: bool = False) -> Iterator[pathlib.Path]:
         """A temporary folder whose files move to their place if all goes well, those of `STEPS` last and in order.
 
         Processes that do not write get a folder of their own, and what they put there is dropped.
+
+        Args:
+          step: of `STEPS`.
+          keep: leave the folder as an earlier process left it, and for a later one if this is stopped: the step goes on
+            from what is in it.
         """
         if not self.main:
             with tempfile.TemporaryDirectory() as folder:
                 yield pathlib.Path(folder)
             return
-        folder = self._temporary(step)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder = self.partial(step) if keep else self._temporary(step)
+        if not keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=keep)
         try:
             yield folder
             promised = STEPS[step][1]
             extra = sorted(path.name for path in folder.iterdir() if path.name not in promised)
             for name in (*extra, *promised):
                 os.replace(folder / name, self.path / name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        except BaseException:
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        shutil.rmtree(folder)
+
+    def partial(self, step: str) -> pathlib.Path:
+        """The folder of a step that can be gone on with."""
+        return self.path / f".partial-{step}"
 
     def _temporary(self, step):
         return self.path / f".tmp-{step}"
 
     def shared_memmap(self, step: str, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-        """A new .npy file among those `making` a step, mapped for writing by all processes; each writes its own rows.
+        """A .npy file of a step that can be gone on with, mapped for writing by all processes; each writes its own rows.
 
-        Its space on disk is taken at once: a disk that fills up later would kill the process on a write to memory.
+        One that an earlier process left is taken as it is, unless it has another shape or type. Its space on disk is
+        taken at once: a disk that fills up later would kill the process on a write to memory.
         """
-        path = self._temporary(step) / name
+        path = self.partial(step) / name
         if self.main:
-            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            array = _kept(path, dtype, shape)
+            if array is None:
+                array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         self.barrier(f"{name} made")
@@ -245,6 +263,15 @@ class RunDirectory:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._events:
             self._events.add(line)
+
+
+def _kept(path, dtype, shape):
+    """A .npy file that is there already, mapped for writing; None if it is not what is wanted."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r+")
+    except (OSError, ValueError):
+        return None
+    return array if (array.dtype, array.shape) == (np.dtype(dtype), tuple(shape)) else None
 
 
 def _unusable(path, error):

@@ -25,10 +25,13 @@ REFINEMENT, CONTACT_SHEET, REPORT = "refinement.json", "contact_sheet.png", "rep
 # complete, because files only ever get their names when they are.
 STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("train", ("labels.npy", "steps.npy")),
-    "prototypes": ("explain", ("prototypes.npz", "assignments.npy")),
+    "prototypes": ("explain", ("prototypes.npz",)),
     "evidence": (
         "explain",
-        ("intensity.npy", "confidence.npy", "contributions.npz", "validation.npz", "test.npz"),
+        (
+            *("assignments.npy", "intensity.npy", "confidence.npy", "account.npy"),
+            *("contributions.npz", "ledger.npz", "prototype_features.npz", "validation.npz", "test.npz"),
+        ),
     ),
     "mapping": ("explain", ("groups.npy", "mapping.npz", "curated.npz", EXPLANATION)),
     "contact_sheet": ("explain", (CONTACT_SHEET,)),

@@ -70,7 +70,8 @@ class Run:
 
     def _sizes(self, name):
         """The symbols of `arrays.Spec` that are known without opening the array of that name."""
-        sizes = {"K": self.config.explain.num_prototypes, "D": self.config.explain.pca_dims}
+        k = self.config.explain.num_prototypes
+        sizes = {"K": k, "A": k + 1, "D": self.config.explain.pca_dims}
         # Data and model are looked at where they are at hand: opening an array must not read a data set.
         if "splits" in vars(self):
             train, validation, test = self.splits
@@ -81,7 +82,7 @@ class Run:
         if "model" in vars(self):
             sizes |= dict(zip("hwd", self.model.feature_shape, strict=True))
         if name not in ("steps", "labels"):
-            sizes |= {"T": len(self.steps), "I": len(self.steps) - 1}
+            sizes |= {"T": len(self.steps), "I": len(self.steps) - 1, "J": len(self.steps) - 2}
         return sizes
 
     @functools.cached_property
