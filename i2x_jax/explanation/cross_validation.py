@@ -6,6 +6,7 @@ then a matter of matrices of the size of the prototypes.
 
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,9 @@ ROUNDING = 1e-12
 
 
 class Moments(NamedTuple):
-    """Sums over rows, by fold, of x = dP, y = dY and t = change of total saliency, all without their overall mean.
+    """Sums over rows, by fold, of x = dP, y = dY and t = change of total saliency.
 
+    x and y are without their overall mean, t without that of its class: sums of t of several classes mean nothing.
     Q counts versions of dY: version 0 is dY itself, the others are permuted within class.
     """
 
@@ -30,7 +32,56 @@ class Moments(NamedTuple):
     xy: np.ndarray  # [F,K,Q,M]
     t: np.ndarray  # [F]
     tt: np.ndarray  # [F]
+    tx: np.ndarray  # [F,K]
     ty: np.ndarray  # [F,M], of dY itself
+
+
+class Unpenalised(NamedTuple):
+    """Sums over one class's rows, by fold, of products with z, the p columns that take no penalty.
+
+    The first of them is 1, the mean of the class; a second one is t, a slope on the change of total saliency.
+    """
+
+    zz: np.ndarray  # [F,p,p]
+    zx: np.ndarray  # [F,p,K]
+    zy: np.ndarray  # [F,p,Q,M]
+    yy: np.ndarray  # [F,Q], summed over outputs
+
+
+def means(moments: Moments) -> Unpenalised:
+    """A mean for all rows of the moments."""
+    return Unpenalised(moments.n[:, None, None], moments.x[:, None], moments.y[:, None], moments.yy)
+
+
+def means_and_slopes(moments: Moments) -> Unpenalised:
+    """A mean and a slope on t for the rows of one class; of dY itself only, without the permuted versions."""
+    n, t, tt = moments.n, moments.t, moments.tt
+    return Unpenalised(
+        zz=np.stack([n, t, t, tt], axis=-1).reshape(-1, 2, 2),
+        zx=np.stack([moments.x, moments.tx], axis=1),
+        zy=np.stack([moments.y[:, 0], moments.ty], axis=1)[:, :, None],
+        yy=moments.yy[:, :1],
+    )
+
+
+def fit_of_unpenalised(zz: np.ndarray) -> np.ndarray:
+    """What gives least squares on z: [C,p,p] such that it times the products of z with y are the coefficients of z.
+
+    A class without rows has coefficients of 0, and so has a slope where t does not vary.
+
+    Args:
+      zz: [C,p,p] products of z by class, p at most 2.
+    """
+    inverse = np.zeros_like(zz)
+    inverse[:, 0, 0] = 1 / np.maximum(zz[:, 0, 0], 1)
+    if zz.shape[1] == 2:
+        mean = zz[:, 0, 1] * inverse[:, 0, 0]
+        spread = zz[:, 1, 1] - zz[:, 0, 1] * mean
+        alive = spread > ROUNDING * zz[:, 1, 1]
+        about_mean = np.stack([-mean, np.ones_like(mean)], axis=1)
+        weight = alive / np.where(alive, spread, 1)
+        inverse += weight[:, None, None] * about_mean[:, :, None] * about_mean[:, None]
+    return inverse
 
 
 def class_moments(x, y, t, folds, num_folds, permutations, rng):
@@ -39,7 +90,7 @@ def class_moments(x, y, t, folds, num_folds, permutations, rng):
     Args:
       x: changes of intensity [n,K], all columns about an overall mean, as y and t.
       y: changes of confidence [n,M].
-      t: change of total saliency [n].
+      t: change of total saliency [n], about its mean over these rows.
       folds: int [n].
       num_folds: F.
       permutations: Q - 1.
@@ -72,6 +123,7 @@ def class_moments(x, y, t, folds, num_folds, permutations, rng):
         xy=cross[:, :-1, :, :-1].copy(),
         t=np.stack([t[rows].sum() for rows in fold_rows]),
         tt=np.stack([t[rows] @ t[rows] for rows in fold_rows]),
+        tx=np.stack([t[rows] @ x[rows] for rows in fold_rows]),
         ty=np.stack([t[rows] @ y[rows] for rows in fold_rows]),
     )
 
@@ -97,62 +149,85 @@ def ridge(gram, target, squares, rows, penalty):
     return scale[..., None] * np.linalg.solve(system, scale[..., None] * target), scale > 0
 
 
-def cross_validate(pooled, members):
-    """Nested cross-validation of the ridge of dY on dP, both centred by the training rows' means of each member.
+def cross_validate(
+    xx: np.ndarray, xy: np.ndarray, members: Sequence[Unpenalised]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Nested cross-validation of the ridge of dY on dP beside columns that take no penalty.
+
+    Both dP and dY are taken about what the unpenalised columns of each member make of them on the training rows; by
+    the theorem of Frisch, Waugh and Lovell that is the joint fit. The penalty is on columns of unit deviation about it.
 
     Args:
-      pooled: `Moments` of all rows.
-      members: `Moments` of the parts that have a mean of their own: [pooled], or one for each class.
+      xx: [F,K,K] sums of products of dP over all rows, by fold.
+      xy: [F,K,Q,M] the same with dY.
+      members: `Unpenalised` of the parts that have coefficients of their own: of all rows, or one for each class.
 
     Returns:
       Held-out SSE [Q] with the penalty chosen inside the training folds for each version of dY, held-out SSE [Q] of
-      the means alone, and the fraction of the rows that is the best penalty for all folds.
+      the unpenalised columns alone, and the fraction of the rows that is the best penalty for all folds.
     """
-    num_folds, width, versions, outputs = pooled.xy.shape
-    n, x, yy = (np.stack(parts, axis=1) for parts in zip(*((m.n, m.x, m.yy) for m in members), strict=True))
-    # The members' sums of dY stand below the products with dP, so that one product projects and centres both.
-    sums = [pooled.xy.reshape(num_folds, width, -1), *(m.y.reshape(num_folds, 1, -1) for m in members)]
-    by_fold = (n, x, pooled.xx, np.concatenate(sums, axis=1))
+    num_folds, width, versions, _ = xy.shape
+    zz, zx, zy, yy = (np.stack(parts, axis=1) for parts in zip(*members, strict=True))
+    # The members' products with z stand below those with dP, so that one product projects and centres both.
+    below = zy.reshape(num_folds, zy.shape[1] * zy.shape[2], -1)
+    joint = np.concatenate([xy.reshape(num_folds, width, -1), below], axis=1)
+    by_fold = (zz, zx.reshape(num_folds, -1, width), xx, joint, yy.sum(1))
     errors, references = {}, np.zeros(versions)
     for left_out in [(f,) for f in range(num_folds)] + list(itertools.combinations(range(num_folds), 2)):
-        # Added up, not taken off the whole: what is left of a column that only held-out rows have must be exact.
-        train = [f for f in range(num_folds) if f not in left_out]
-        n_train, x_train, xx_train, xy_train = (functools.reduce(np.add, (part[f] for f in train)) for part in by_fold)
-        rows = max(n_train.sum(), 1)
-        x_mean, y_mean = (a / np.maximum(n_train, 1)[:, None] for a in (x_train, xy_train[width:]))
-        gram = xx_train - x_train.T @ x_mean
-        scale = inverse_deviation(np.diagonal(gram), np.diagonal(xx_train), rows)
-        eigenvalues, eigenvectors = np.linalg.eigh(gram * scale * scale[:, None])
-        # With these columns the coefficients for any penalty are basis @ (shrink * loadings).
-        basis = scale[:, None] * eigenvectors
-        centring = np.vstack([basis, -x_mean @ basis]).T
-        shrink = 1 / (np.maximum(eigenvalues, 0)[:, None] + rows * FRACTIONS)
-        loadings = (centring @ xy_train).reshape(width, versions, outputs)
-        y_mean_by_version = y_mean.reshape(-1, versions, outputs)
-        kernels = []
-        for f in left_out:
-            # Held-out sums around the training means: squares of dY, products with dY, and the Gram of dP.
-            y = by_fold[3][f, width:].reshape(y_mean_by_version.shape)
-            shift = n[f][:, None, None] * y_mean_by_version - 2 * y
-            reference = yy[f].sum(0) + np.einsum("cqm,cqm->q", y_mean_by_version, shift)
-            offset = x[f] - n[f][:, None] * x_mean
-            products = centring @ by_fold[3][f] - (offset @ basis).T @ y_mean
-            linear = np.einsum("kqm,kqm->qk", loadings, products.reshape(loadings.shape)) @ shrink
-            errors[left_out, f] = reference[:, None] - 2 * linear
-            held_gram = pooled.xx[f] - x[f].T @ x_mean - x_mean.T @ offset
-            kernel = (basis.T @ held_gram @ basis)[:, :, None] * shrink[:, None] * shrink[None]
-            kernels.append(kernel.reshape(width**2, -1))
+        for f, (error, reference) in zip(left_out, _held_out_errors(by_fold, left_out), strict=True):
+            errors[left_out, f] = error
             if len(left_out) == 1:
                 references += reference
-        squares = np.split(quadratic_forms(loadings, np.hstack(kernels)), len(left_out), axis=1)
-        for f, square in zip(left_out, squares, strict=True):
-            errors[left_out, f] += square
     sse = np.zeros(versions)
     for f in range(num_folds):
         inner = sum(errors[tuple(sorted((f, g))), g] for g in range(num_folds) if g != f)
         sse += np.take_along_axis(errors[(f,), f], np.argmin(inner, axis=1)[:, None], axis=1)[:, 0]
     fraction = FRACTIONS[np.argmin(sum(errors[(f,), f][0] for f in range(num_folds)))]
     return sse, references, fraction
+
+
+def _held_out_errors(by_fold, left_out):
+    """SSE [Q,A] for all penalties, and [Q] without dP, of each fold left out, from the fit to all other folds."""
+    zz, zx, xx, joint, yy = by_fold
+    num_members, p = zz.shape[1:3]
+    versions, width = yy.shape[1], xx.shape[1]
+
+    def of_members(matrices, rows):
+        """Products of one matrix [p,p] for each member with that member's rows."""
+        return (matrices @ rows.reshape(num_members, p, -1)).reshape(rows.shape)
+
+    # Added up, not taken off the whole: what is left of a column that only held-out rows have must be exact.
+    train = [f for f in range(len(zz)) if f not in left_out]
+    sums = (functools.reduce(np.add, (part[f] for f in train)) for part in by_fold[:4])
+    zz_train, zx_train, xx_train, joint_train = sums
+    rows = max(zz_train[:, 0, 0].sum(), 1)
+    inverse = fit_of_unpenalised(zz_train)
+    x_fit, y_fit = of_members(inverse, zx_train), of_members(inverse, joint_train[width:])
+    gram = xx_train - zx_train.T @ x_fit
+    scale = inverse_deviation(np.diagonal(gram), np.diagonal(xx_train), rows)
+    eigenvalues, eigenvectors = np.linalg.eigh(gram * scale * scale[:, None])
+    # With these columns the coefficients for any penalty are basis @ (shrink * loadings).
+    basis = scale[:, None] * eigenvectors
+    centring = np.vstack([basis, -x_fit @ basis]).T
+    shrink = 1 / (np.maximum(eigenvalues, 0)[:, None] + rows * FRACTIONS)
+    loadings = (centring @ joint_train).reshape(width, versions, -1)
+    references, linear, kernels = [], [], []
+    for f in left_out:
+        # Held-out sums about the training rows' fit: squares of dY, products with dY, and the Gram of dP.
+        shift = of_members(zz[f], y_fit) - 2 * joint[f, width:]
+        by_version = (len(shift), versions, -1)
+        references.append(yy[f] + np.einsum("cqm,cqm->q", y_fit.reshape(by_version), shift.reshape(by_version)))
+        offset = zx[f] - of_members(zz[f], x_fit)
+        products = centring @ joint[f] - (offset @ basis).T @ y_fit
+        linear.append(np.einsum("kqm,kqm->qk", loadings, products.reshape(loadings.shape)) @ shrink)
+        held_gram = xx[f] - zx[f].T @ x_fit - x_fit.T @ offset
+        kernel = (basis.T @ held_gram @ basis)[:, :, None] * shrink[:, None] * shrink[None]
+        kernels.append(kernel.reshape(width**2, -1))
+    squares = np.split(quadratic_forms(loadings, np.hstack(kernels)), len(left_out), axis=1)
+    return [
+        (reference[:, None] - 2 * cross + square, reference)
+        for reference, cross, square in zip(references, linear, squares, strict=True)
+    ]
 
 
 def quadratic_forms(loadings, kernels):
@@ -168,19 +243,3 @@ def quadratic_forms(loadings, kernels):
         products = part.transpose(1, 0, 2) @ np.ascontiguousarray(part.transpose(1, 2, 0))
         forms.append(products.reshape(len(products), -1) @ kernels)
     return np.concatenate(forms)
-
-
-def total_slope_sse(moments):
-    """Held-out SSE of one class's mean and slope on the change of total saliency (0 where that does not vary)."""
-    n, t, tt, ty, y, yy = moments.n, moments.t, moments.tt, moments.ty, moments.y[:, 0], moments.yy[:, 0]
-    others = 1 - np.eye(len(n))
-    n_train, t_train, tt_train, ty_train, y_train = (others @ a for a in (n, t, tt, ty, y))
-    t_mean = t_train / np.maximum(n_train, 1)
-    y_mean = y_train / np.maximum(n_train, 1)[:, None]
-    spread = tt_train - t_train * t_mean
-    alive = spread > ROUNDING * tt_train
-    slope = (ty_train - t_train[:, None] * y_mean) * (alive / np.where(alive, spread, 1))[:, None]
-    held_tt = tt - 2 * t_mean * t + n * t_mean**2
-    held_ty = ty - t_mean[:, None] * y - (t - n * t_mean)[:, None] * y_mean
-    held_yy = yy + np.sum(y_mean * (n[:, None] * y_mean - 2 * y), axis=1)
-    return np.sum(held_yy) + np.sum(slope * (slope * held_tt[:, None] - 2 * held_ty))

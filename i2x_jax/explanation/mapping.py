@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from i2x_jax.config import InputError
-from i2x_jax.explanation.cross_validation import Moments, class_moments, cross_validate, ridge, total_slope_sse
+from i2x_jax.explanation.cross_validation import Moments, class_moments, cross_validate, means, means_and_slopes, ridge
 
 NUM_FOLDS = 5
 # SST (per held-out row, summed over classes) below this leaves nothing to explain.
@@ -41,7 +41,7 @@ class SampleFit(NamedTuple):
     r2_class: float  # of the class mean, over the training folds' mean
     r2_total: float  # of class mean + one slope per class on the change of total saliency, over the same
     gain: float  # of class mean + dP, over the class mean
-    gain_total: float  # of class mean + dP, over the model of r2_total
+    gain_total: float  # of class mean + that slope + dP, over the model of r2_total: what dP adds to it
     gain_null: np.ndarray  # float64 [3], gain when dP is permuted within class: mean, 95th and 99th percentile
     r2_null: np.ndarray  # float64 [3], the same for r2
     bootstrap: np.ndarray  # float64 [R,K,M], beta refitted to rows drawn with replacement within class
@@ -198,15 +198,17 @@ def map_samples(
             raise InputError(f"a set of classes is {subset!r}; allowed: some of 0 to {num_classes - 1}; name those")
     # Without their overall mean, sums of products keep the digits that a large common offset would take.
     x, y, t = (np.asarray(a, np.float64) for a in (dP, dY, total))
-    x_mean, y_mean, t_mean = (a.mean(0) if len(a) else np.zeros(a.shape[1:]) for a in (x, y, t))
-    x, y, t = x - x_mean, y - y_mean, t - t_mean
+    x_mean, y_mean = (a.mean(0) if len(a) else np.zeros(a.shape[1:]) for a in (x, y))
+    x, y = x - x_mean, y - y_mean
     folds = stratified_folds(labels, num_folds, seed)
     rows_of = [np.flatnonzero(labels == label) for label in range(num_classes)]
     rows_of = [rows if len(rows) >= MIN_ROWS else rows[:0] for rows in rows_of]
 
     def moments_of(label):
         rows, rng = rows_of[label], np.random.default_rng([seed, NULL_STREAM, label])
-        return class_moments(x[rows], y[rows], t[rows], folds[rows], num_folds, permutations, rng)
+        # Its mean over the class is no part of a slope within the class, and would cost it digits.
+        about_mean = t[rows] - (t[rows].mean() if len(rows) else 0)
+        return class_moments(x[rows], y[rows], about_mean, folds[rows], num_folds, permutations, rng)
 
     # With many classes the permuted products outgrow memory; made again from their stream they are the same.
     class_bytes = 8 * num_folds * x.shape[1] * (permutations + 1) * y.shape[1]
@@ -215,7 +217,9 @@ def map_samples(
     # The matrices are small: one thread for each set of classes, where BLAS would share out each product.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         list(pool.map(cached, sorted(set().union(*subsets))[:capacity]))
-        fits = list(pool.map(lambda subset: _fit_subset(map(cached, subset)), subsets))
+        # Classes left out would change the last digit: they are rows of zeros in a product.
+        present = [[label for label in subset if len(rows_of[label])] or subset[:1] for subset in subsets]
+        fits = list(pool.map(lambda labels: _fit_subset(map(cached, labels)), present))
         counts = [max(sum(len(rows_of[label]) for label in subset), 1) for subset in subsets]
         fractions = [fit.ridge_lambda / count for fit, count in zip(fits, counts, strict=True)]
         refits = _bootstrap(x, y, rows_of, subsets, fractions, seed, resamples, pool)
@@ -251,17 +255,18 @@ def _explained(sse, reference, measurable):
 
 def _fit_subset(classes):
     """The `SampleFit` of some classes' moments; its intercept still lacks the overall means, its bootstrap is empty."""
-    members, pooled = [], None
+    class_means, class_slopes, pooled = [], [], None
     for moments in classes:
-        members.append(moments._replace(xx=None, xy=None))  # so that these are held for one class at a time
+        class_means.append(means(moments))
+        class_slopes.append(means_and_slopes(moments))
         pooled = moments if pooled is None else Moments(*map(np.add, pooled, moments))
     rows = pooled.n.sum()
-    sse, sst, fraction = cross_validate(pooled, [pooled])
+    sse, sst, fraction = cross_validate(pooled.xx, pooled.xy, [means(pooled)])
     # Within one class both models are the same.
-    sse_within, sse_class, _ = cross_validate(pooled, members) if len(members) > 1 else (sse, sst, fraction)
-    sse_total = sum(map(total_slope_sse, members))
+    within = cross_validate(pooled.xx, pooled.xy, class_means) if len(class_means) > 1 else (sse, sst)
+    over_total = cross_validate(pooled.xx, pooled.xy[:, :, :1], class_slopes)
     measurable = rows > 0 and sst[0] >= NOTHING_TO_EXPLAIN * rows
-    r2, gain = _explained(sse, sst, measurable), _explained(sse_within, sse_class, measurable)
+    r2, gain, gain_total = (_explained(*sums[:2], measurable) for sums in ((sse, sst), within, over_total))
 
     x, y, xx = pooled.x.sum(0), pooled.y[:, 0].sum(0), pooled.xx.sum(0)
     count = max(rows, 1)
@@ -273,10 +278,10 @@ def _fit_subset(classes):
         ridge_lambda=float(fraction * count),
         estimable=estimable,
         r2=float(r2[0]),
-        r2_class=float(_explained(sse_class[0], sst[0], measurable)),
-        r2_total=float(_explained(sse_total, sst[0], measurable)),
+        r2_class=float(_explained(within[1][0], sst[0], measurable)),
+        r2_total=float(_explained(over_total[1][0], sst[0], measurable)),
         gain=float(gain[0]),
-        gain_total=float(_explained(sse_within[0], sse_total, measurable)),
+        gain_total=float(gain_total[0]),
         gain_null=_summary(gain[1:]),
         r2_null=_summary(r2[1:]),
         bootstrap=np.zeros((0, *beta.shape)),

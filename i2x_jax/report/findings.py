@@ -37,14 +37,14 @@ def fidelity(explanation: Explanation) -> list[str]:
     )
     if len(over_total) == len(above):
         sentences.append(
-            "They also explain more than the change of total saliency, so that it matters on which prototype saliency "
-            "changed."
+            "They also explain more than the change of total saliency alone, so that it matters on which prototype "
+            "saliency changed."
         )
     else:
         rest = len(above) - len(over_total)
         sentences.append(
-            f"In {rest} of these {len(above)}, total saliency, one number an image, predicts as much or more: there, "
-            "which prototype it was is a description, and not a better prediction."
+            f"In {rest} of these {len(above)}, total saliency, one number an image, predicts all that the prototypes "
+            "do, which add nothing to it: there, which prototype it was is a description, and not a better prediction."
         )
     sentences.append(
         "Coefficients are associations: nothing here shows what the network would do if a prototype were removed."

@@ -46,7 +46,7 @@ def fidelity(explanation: Explanation) -> str:
     lines = [
         "How much prototype change explains of confidence change, on held-out samples (1 = all)",
         "  r2 of what the class alone tells, of class and total saliency, and of the prototypes; gain of class and",
-        "  prototypes over the class, beside its null (95 %), and over class and total saliency",
+        "  prototypes over the class, beside its null (95 %), and of prototypes beside class and total saliency",
         f"  {'':>11} {'samples':>22} {'r2':>22} {'gain over':>20}",
         f"  {'steps':>11} {'groups':>8} {'noise':>6} {'same':>6} {'class':>8} {'total':>6} {'protos':>6} {'class':>6}"
         f" {'null':>5} {'total':>7}",
@@ -57,7 +57,7 @@ def fidelity(explanation: Explanation) -> str:
         elif not each.above_null:
             verdict = "not above its null"
         else:
-            verdict = "" if each.gain_total is None or each.gain_total > 0 else "total saliency tells more"
+            verdict = "" if each.gain_total is None or each.gain_total > 0 else "nothing beyond total saliency"
         lines.append(
             f"  {f'{each.from_step}-{each.to_step}':>11} {each.groups:>8} {each.noise:>6} {each.unchanged:>6}"
             f" {_number(each.r2_class, 8)} {_number(each.r2_total)} {_number(each.r2)} {_number(each.gain)}"

@@ -235,6 +235,22 @@ class TestCrops:
         assert self.crop(3, 3, 4) == [[55, 56, 57, 57], [65, 66, 67, 67], [75, 76, 77, 77], [75, 76, 77, 77]]
         assert self.crop(0, 3, 4) == [[5, 6, 7, 7], [5, 6, 7, 7], [15, 16, 17, 17], [25, 26, 27, 27]]
 
+    @pytest.mark.parametrize("size", [1, 2, 3, 4, 5])
+    @pytest.mark.parametrize("side", [3, 4, 5, 8])
+    def test_no_other_crop_of_that_size_is_nearer_to_the_centre(self, side, size):
+        locations = np.arange(side)
+        corners = saliency.crop_corners(np.stack([locations, locations], -1), (side, side), (8, 16), size)
+        for axis, pixels in ((0, 8), (1, 16)):
+            off = corners[:, axis] + size / 2 - (locations + 0.5) * pixels / side
+            # Of two that are as near, the later one.
+            assert (off > -0.5).all()
+            assert (off <= 0.5).all()
+
+    def test_an_odd_crop_between_pixels_takes_the_later_ones(self):
+        # Location 1 of 4 is centred between pixels 2 and 3.
+        assert self.crop(1, 1, 1) == [[33]]
+        assert self.crop(1, 2, 3) == [[24, 25, 26], [34, 35, 36], [44, 45, 46]]
+
     def test_a_map_as_large_as_the_image_is_centred_on_its_pixel(self):
         assert self.crop(5, 2, 1, side=8) == [[52]]
         assert self.crop(5, 2, 3, side=8) == [[41, 42, 43], [51, 52, 53], [61, 62, 63]]

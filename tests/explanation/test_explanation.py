@@ -157,6 +157,13 @@ def test_prototypes_name_neighbours_and_the_classes_they_support():
     assert second.nearest == tuple(explanation.Neighbour(*pair) for pair in ((0, 1.0), (2, 2.0), (3, 5.0)))
 
 
+def test_a_prototype_supports_only_classes_whose_logit_it_raises():
+    contributions = np.zeros((3, 3, 4, 3), np.float32)
+    contributions[-1, :, 2, :] = np.diag([1e-6, 0, -1e-6])
+    prototypes = built(contributions=contributions).prototypes
+    assert [each.supports for each in prototypes] == [(), (), (explanation.ClassEvidence("cat", 1e-6),), ()]
+
+
 def planted_support(**changes):
     run = arrays()
     run["intensity"] = np.zeros((3, 12, 4), np.float32)

@@ -100,6 +100,20 @@ def test_nothing_dense_enough_is_one_group(monkeypatch):
     np.testing.assert_array_equal(groups.ids, 0)
 
 
+@pytest.mark.parametrize(("rows", "fallback"), [(4, "all"), (5, "single"), (6, "single")])
+def test_a_single_cluster_smaller_than_a_group_is_none(rows, fallback, monkeypatch):
+    """HDBSCAN cuts a lone cluster at its densest level, however few rows that leaves."""
+
+    def clusters(self, given):
+        return np.where(np.arange(len(given)) < (rows if self.allow_single_cluster else 0), 0, -1)
+
+    monkeypatch.setattr(grouping.HDBSCAN, "fit_predict", clusters)
+    changes = np.linspace(0.1, 0.9, 60)[:, None] * [1.0, -1.0]
+    groups = group_changes(changes, min_cluster_size=5)
+    assert groups.fallback == fallback
+    np.testing.assert_array_equal(np.sum(groups.ids == 0), 60 if fallback == "all" else rows)
+
+
 def test_equal_rows_share_a_label_by_majority(monkeypatch):
     rows = np.repeat([[0.1, 0], [0.2, 0], [0.3, 0]], 5, axis=0)
     labels = np.array([[0, 0, 0, 1, 1], [-1, -1, 1, 1, -1], [1, 1, -1, -1, 1]])

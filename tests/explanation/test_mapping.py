@@ -53,6 +53,17 @@ def within_errors(dP, dY, labels, train, held, fraction):
     return np.sum((dY[held] - model.predict(dP[held] / scale)) ** 2)
 
 
+def over_total_errors(dP, dY, total, labels, train, held, fraction):
+    """The same with a mean and a slope on `total` for each class, in one fit that penalises the slopes on dP alone."""
+    own = labels[:, None] == np.unique(labels)
+    free = np.hstack([own, own * total[:, None]])
+    residual = dP - free @ np.linalg.lstsq(free[train], dP[train])[0]
+    joint = np.hstack([free, dP / residual[train].std(0)])
+    weights = np.repeat([0.0, fraction * train.sum()], [free.shape[1], dP.shape[1]])
+    gram = joint[train].T @ joint[train] + np.diag(weights)
+    return np.sum((dY[held] - joint[held] @ np.linalg.solve(gram, joint[train].T @ dY[train])) ** 2)
+
+
 def nested(errors, dP, dY, labels, folds):
     """Pooled held-out error with the penalty chosen inside the training folds by explicit loops."""
     sse = 0.0
@@ -81,12 +92,16 @@ def reference_ratios(dP, dY, total, labels, folds):
             sse_total += np.sum((dY[held & own] - line.predict(total[held & own, None])) ** 2)
     sse = nested(plain_errors, dP, dY, labels, folds)
     sse_within = nested(within_errors, dP, dY, labels, folds)
+
+    def with_total(dP, dY, labels, train, held, fraction):
+        return over_total_errors(dP, dY, total, labels, train, held, fraction)
+
     return {
         "r2": 1 - sse / sst,
         "r2_class": 1 - sse_class / sst,
         "r2_total": 1 - sse_total / sst,
         "gain": 1 - sse_within / sse_class,
-        "gain_total": 1 - sse_within / sse_total,
+        "gain_total": 1 - nested(with_total, dP, dY, labels, folds) / sse_total,
     }
 
 
@@ -243,7 +258,9 @@ def test_null_summary_is_ordered_and_blocks_of_permutations_agree(monkeypatch):
     monkeypatch.setattr(
         cross_validation,
         "quadratic_forms",
-        lambda loadings, kernels: np.concatenate([forms(loadings[:, q : q + 1], kernels) for q in range(101)]),
+        lambda loadings, kernels: np.concatenate(
+            [forms(loadings[:, q : q + 1], kernels) for q in range(loadings.shape[1])]
+        ),
     )
     np.testing.assert_allclose(fit(data, [(0, 1)], permutations=100)[0].gain_null, before.gain_null, atol=1e-9)
 
@@ -336,6 +353,22 @@ def test_no_change_gives_zero_beta_and_no_ratios():
         assert not mapping.sign_agreement(result).any()
 
 
+@pytest.mark.parametrize(("per_row", "measured"), [(0.99e-4, False), (1.01e-4, True)])
+def test_there_must_be_enough_to_explain_in_a_row_however_many_rows_there_are(per_row, measured):
+    dP, dY, total, labels, _ = planted(rows=400)
+    folds = mapping.stratified_folds(labels, FOLDS, 0)
+    for subset in [(0, 1, 2), (1,), (0, 2)]:
+        rows = np.isin(labels, subset)
+        sst = sum(np.sum((dY[rows & (folds == f)] - dY[rows & (folds != f)].mean(0)) ** 2) for f in range(FOLDS))
+        change = dY * np.sqrt(per_row * rows.sum() / sst)
+        result = fit((dP, change, total, labels), [subset], permutations=3)[0]
+        ratios = [result.r2, result.r2_class, result.r2_total, result.gain, result.gain_total]
+        assert np.isfinite([*ratios, *result.gain_null, *result.r2_null]).tolist() == [measured] * 11
+        r2, by_class = mapping.r2_groups(dP, change, labels, folds, lambda dY, _: np.arange(len(dY)) % 7)
+        found = {(0, 1, 2): r2, (1,): by_class[1]}
+        assert np.isfinite(found.get(subset, 0)) == (measured or subset == (0, 2))
+
+
 def test_column_without_variance_is_not_estimable():
     data = planted(rows=200)
     dP = np.column_stack([data[0], np.zeros(200), np.full(200, 0.1), data[0][:, 0], (data[3] == 1) * 0.3])
@@ -352,6 +385,36 @@ def test_column_without_variance_is_not_estimable():
         assert agreement.max() <= 1
 
 
+def test_gain_total_is_what_dP_adds_to_a_slope_on_total_saliency_for_each_class():
+    rng = np.random.default_rng(0)
+    dP, _, total, labels, beta = planted(rows=600)
+    own = total[:, None] * np.array([[2.0, -1, 0], [-1, 3, 1], [0, 1, -2]])[labels]
+    noise = 0.01 * rng.normal(size=own.shape)
+    subsets = [(0, 1, 2), (1,)]
+    # The slopes differ by class: dP, whose sum is nearly the total, cannot say the same with one slope for all.
+    everything, single = fit((dP, own + noise, total, labels), subsets)
+    assert everything.gain < 0.5 < everything.r2_total
+    for result in (everything, single):
+        assert abs(result.gain_total) < 0.02
+    # What dP says beside it is all gain, however little it is beside the total.
+    for result in fit((dP, own + dP @ beta, total, labels), subsets):
+        assert result.gain_total == pytest.approx(1, abs=1e-6)
+        assert result.r2_total < 1
+    # Without a change of total saliency there is a mean of the class to add to, and no more.
+    for result in fit((dP, own + dP @ beta, 0 * total + 3, labels), subsets):
+        assert result.gain_total == pytest.approx(result.gain, abs=1e-12)
+        assert result.r2_total == pytest.approx(result.r2_class, abs=1e-12)
+
+
+def test_a_prototype_that_is_the_total_adds_nothing_to_it():
+    """Beside the total its column has no variance left, down to the last digit."""
+    _, dY, total, labels, _ = planted(rows=200)
+    columns = total[:, None] * np.array([1.0, -7]) + 100
+    for result in fit((columns, dY + 0.3 * total[:, None], total, labels), [(0, 1, 2), (1,)]):
+        assert result.gain > 0.5
+        assert result.gain_total == 0
+
+
 def test_column_that_only_one_row_has():
     """Held out with that row, the column has no variance left to train on, down to the last digit."""
     dP, dY, total, labels, _ = planted(seed=1, rows=20_000, width=2)
@@ -360,7 +423,7 @@ def test_column_that_only_one_row_has():
     without = fit((dP, dY, 0 * total, labels), subsets)
     among = fit((np.column_stack([dP, lone]), dY, lone, labels), subsets)
     for one, other in zip(without, among, strict=True):
-        for name in ("r2", "gain", "r2_total"):
+        for name in ("r2", "gain", "r2_total", "gain_total"):
             assert getattr(other, name) == pytest.approx(getattr(one, name), abs=1e-3), name
         assert one.r2_total == pytest.approx(one.r2_class, abs=1e-12)
 
