@@ -312,7 +312,7 @@ def path_differences(
 
 @functools.partial(jit, inference=True, static_argnames="model")
 def blank_evidence(model: Model, variables: Variables, blank: jax.Array) -> jax.Array:
-    """What each location of the blank image contributes to each logit: `[h, w, M]`, from its features `[1, h, w, d]`."""
+    """What each location of the blank image adds to each logit: `[h, w, M]`, from its features `[1, h, w, d]`."""
     return contributions(model, variables, blank)[0]
 
 

@@ -169,7 +169,7 @@ class RunDirectory:
         return self.path / f".tmp-{step}"
 
     def shared_memmap(self, step: str, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-        """A .npy file of a step that can be gone on with, mapped for writing by all processes; each writes its own rows.
+        """A .npy file of a step that can be gone on with, mapped for all processes; each writes its own rows.
 
         One that an earlier process left is taken as it is, unless it has another shape or type. Its space on disk is
         taken at once: a disk that fills up later would kill the process on a write to memory.

@@ -18,8 +18,9 @@ class Spec(NamedTuple):
 
     Attributes:
       dtype: exactly.
-      shape: sizes, or symbols of DESIGN section 1; I is T - 1, J is T - 2, A is K + 1, V and E are the validation and test samples, P the
-        training samples of a pair, and U, S, L are as many as it happens to be.
+      shape: sizes, or symbols of DESIGN section 1; I is T - 1, J is T - 2, A is K + 1, C the channels of an image, V
+        and E are the validation and test samples, P the training samples of a pair, and U, S, L are as many as it
+        happens to be.
       low: the smallest value allowed.
       below: every value is less than this size.
       nan: whether NaN may stand for what was not measured.
