@@ -63,9 +63,8 @@ class IntervalLedger:
         """A few lines: the change, the largest entries, and the rest in one."""
         change = self.after - self.before
         verb = "rose" if change >= 0 else "fell"
-        lines = [
-            f"steps {self.from_step} to {self.to_step}: {verb} by {abs(change):.3f}, {self.before:.3f} to {self.after:.3f}"
-        ]
+        steps = f"{self.from_step} to {self.to_step}"
+        lines = [f"steps {steps}: {verb} by {abs(change):.3f}, {self.before:.3f} to {self.after:.3f}"]
         for each in self.entries[:NAMED]:
             verb = "taken from" if each.taken >= 0 else "given to"
             lines.append(
