@@ -157,8 +157,6 @@ def run(
     Raises:
       InputError: something that was given cannot be used.
     """
-    from i2x_jax.report.summary import summary
-
     directory = RunDirectory(workdir)
     directory.check_config(config)
     wanted = [step for step, (stage, _) in STEPS.items() if stage in stages]
@@ -191,7 +189,7 @@ def run(
             return
         if not quiet:
             print()
-    print(summary(Run(workdir, data_dir)))
+    print(Run(workdir, data_dir).summary())
 
 
 def main(argv: list[str]) -> None:

@@ -3,11 +3,25 @@
 What a script or a notebook needs stands here by name; nothing is imported, JAX least of all, before it is asked for.
 """
 
-import importlib
+import importlib as _importlib
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
-# Each public name, and the module that it lives in.
+if _TYPE_CHECKING:
+    # For type checkers, which do not run `__getattr__`.
+    from i2x_jax.api import OrbaxCheckpoints, OwnModel, explain, train
+    from i2x_jax.config import InputError
+    from i2x_jax.data.dataset import Dataset
+    from i2x_jax.evidence.saliency import gradcam
+    from i2x_jax.results.opened_run import Run
+
+__version__ = "0.2.0.dev0"
+__all__ = ("Dataset", "InputError", "OrbaxCheckpoints", "OwnModel", "Run", "explain", "gradcam", "train")
+
+# The module that each public name lives in.
 _HOMES = {
     "explain": "api",
+    "train": "api",
     "OwnModel": "api",
     "OrbaxCheckpoints": "api",
     "Run": "results.opened_run",
@@ -15,14 +29,13 @@ _HOMES = {
     "InputError": "config",
     "gradcam": "evidence.saliency",
 }
-__all__ = tuple(_HOMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> _Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(_importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
 
 
-def __dir__():
-    return sorted({*globals(), *_HOMES})
+def __dir__() -> list[str]:
+    return sorted({name for name in globals() if name.startswith("__")} | set(__all__))

@@ -1,4 +1,4 @@
-"""Explaining a network of one's own from Python (DESIGN section 5).
+"""Explaining a network of one's own, and training one on images of one's own, from Python (DESIGN section 5).
 
 The steps of run.py do the work and write the same run directory; what is here turns a user's network, checkpoints and
 images into what those steps take, and refuses what they could not use before anything is written.
@@ -27,7 +27,7 @@ from i2x_jax.models.model import Model
 from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline.adopt import Checkpoint, adopt, survey
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.results.files import STEPS
+from i2x_jax.results.files import CHECKPOINTS, STEPS
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import foreign_items, restore_foreign
 
@@ -107,7 +107,9 @@ def explain(
 
     Returns:
       The run, with report.html in its directory: `explanation`, `crops`, `story`, `to_frame`, `array`. Rows of its
-      arrays are those of `run.dataset`: `dataset` less what was held out.
+      arrays are those of `run.dataset`: `dataset` less what was held out. `run.dataset.rows` holds their indices in
+      `dataset`, as `run.splits.validation.rows` and `run.splits.test.rows` do of what was held out, and
+      `run.story(index, split="given")` finds an image by it.
 
     Raises:
       InputError: something that was given cannot be used; one line says what, and how to mend it. A directory that did
@@ -125,7 +127,7 @@ def explain(
     if own.linear_head:
         _check_linear_head(own, given[-1].load(), splits.train)
     makers = {step: pipeline.MAKERS[step] for step, (stage, _) in STEPS.items() if stage in ("explain", "report")}
-    with _folder(workdir) as (path, temporary):
+    with _folder(workdir, lambda path: RunDirectory(path).complete("train")) as (path, temporary):
         directory = RunDirectory(path, is_main(), barrier)
         with directory.locked():
             directory.check_config(settings)
@@ -142,19 +144,76 @@ def explain(
     return run
 
 
+def train(
+    dataset: Dataset,
+    config: Config | Mapping[str, Any] | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    validation: Dataset | None = None,
+    test: Dataset | None = None,
+    refine: bool = False,
+) -> Run:
+    """Trains a network of this project on images of one's own, and explains how it learned to decide.
+
+    The steps are those of run.py, with the same checks. `Run` opens the directory afterwards; for what needs the images
+    (`crops`, most of `story`) call this again, with what it was called with: it returns at once.
+
+    Args:
+      dataset: the images to train on, and that are analysed.
+      config: settings, all or some, as in `explain`: which network is `model`, how it is trained is `train` and
+        `data.augment`. `data.name` is 'own' whatever it says, and `data.image_size` must be 0: images are not resized.
+      workdir: as in `explain`; a training that was stopped goes on from its last checkpoint.
+      validation: images that serve every choice. None to hold out the share `data.validation` of `dataset`.
+      test: images for the final figures. None to hold out the same share, the same images whatever the seed.
+      refine: fine-tune as well, with the controls (DESIGN 2.9). A run that was made without it is completed.
+
+    Returns:
+      The run, with report.html in its directory; rows are as in `explain`.
+
+    Raises:
+      InputError: something that was given cannot be used; one line says what, and how to mend it.
+    """
+    settings = config if isinstance(config, Config) else from_config_dict({} if config is None else config)
+    settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, name=OWN))
+    if settings.data.image_size:
+        raise InputError(
+            f"config key data.image_size is {settings.data.image_size}; allowed: 0 for images of your own; resize them "
+            "before you hand them over"
+        )
+    if settings.model.name == OWN:
+        raise InputError(
+            f"config key model.name is {OWN!r}; allowed: a network of this project; for one of your own call "
+            "i2x_jax.explain"
+        )
+    if not isinstance(refine, bool):
+        raise InputError(f"refine is {refine!r}; allowed: True or False; set refine")
+    splits = _splits(dataset, validation, test, settings)
+    steps = [step for step in STEPS if refine or step != "refine"]
+    with _folder(workdir, lambda path: (path / CHECKPOINTS).exists()) as (path, temporary):
+        directory = RunDirectory(path, is_main(), barrier)
+        directory.quiet = True
+        run = pipeline.run_steps(settings, directory, steps, splits, logging.info)
+    if temporary:
+        weakref.finalize(run, shutil.rmtree, path, ignore_errors=True)
+    return run
+
+
 @contextlib.contextmanager
-def _folder(workdir):
-    """The run directory, and whether it is temporary; one that was made for nothing is removed."""
+def _folder(workdir, began):
+    """The run directory, and whether it is temporary; one that was made for nothing is removed.
+
+    `began` tells of a path whether it holds work that can be gone on from, which is kept.
+    """
     if workdir is None and jax.process_count() > 1:
         raise InputError("no workdir given to several processes; allowed: one that all of them share; set workdir")
+    if workdir is not None and not isinstance(workdir, (str, os.PathLike)):
+        raise InputError(f"workdir is {workdir!r}; allowed: a path, or None for a temporary folder; set workdir")
     path = pathlib.Path(tempfile.mkdtemp(prefix="i2x_jax-") if workdir is None else workdir)
     made = workdir is None or not path.exists()
     try:
         yield path, workdir is None
     except BaseException as error:
-        # Work that can be gone on from is kept.
-        began = RunDirectory(path).complete("train")
-        if made and is_main() and (workdir is None or (isinstance(error, InputError) and not began)):
+        if made and is_main() and (workdir is None or (isinstance(error, InputError) and not began(path))):
             shutil.rmtree(path, ignore_errors=True)
         raise
 
@@ -175,12 +234,16 @@ def _states_pca_dims(config):
 
 
 def _splits(dataset, validation, test, settings):
+    """The data as the steps take them; what was held out of `dataset` remembers its rows in it."""
     train = checked(dataset, "dataset")
     given = {"validation": validation, "test": test}
     given = {name: checked(each, name, like=train) for name, each in given.items() if each is not None}
+    train = train.take(np.arange(len(train.labels)))
     for name, seed in (("test", EMBEDDED_TEST_SEED), ("validation", settings.seed)):
         if name not in given:
             train, given[name] = hold_out(train, settings.data.validation, seed)
+    if 0 < settings.data.max_train < len(train.labels):
+        train = hold_out(train, settings.data.max_train / len(train.labels), settings.seed)[1]
     splits = Splits(train, **given)
     check_classes(splits)
     return splits

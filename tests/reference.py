@@ -488,11 +488,18 @@ def supports(run, mapped, c):
             agreement = mapped["sign_agreement"][t, k, c] if same else 0.0
             if np.isnan(mapped["r2"][t]) or np.isnan(support) or support == 0 or agreement < 0.9:
                 continue
+            # What hardly an image of the class has, one in twenty, does not support it.
+            if np.mean(run.area[run.labels == c, k] > 0) < 0.05:
+                continue
             after, before = run.contributions[t + 1, c, k, c], run.contributions[t, c, k, c]
             of_interval.append(
                 {
                     **{"interval": t, "prototype": k, "support": support, "agreement": agreement},
-                    **{"contribution": after, "change": after - before, "disagrees": support * after < 0},
+                    **{
+                        "contribution": after,
+                        "change": after - before,
+                        "disagrees": support * after < 0 and abs(after) >= 0.01,
+                    },
                 }
             )
         records += sorted(of_interval, key=lambda record: -abs(record["support"]))[:12]

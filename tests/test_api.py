@@ -33,7 +33,6 @@ from experiments.examples import own_model
 from i2x_jax import Run
 from i2x_jax.config import InputError, from_config_dict
 from i2x_jax.data.dataset import Dataset
-from i2x_jax.report.summary import summary
 from i2x_jax.results.files import EXPLANATION, REPORT
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -82,7 +81,7 @@ def test_everything_can_be_asked_of_the_run(explained, data):
     page = (explained.path / REPORT).read_text()
     assert "This network was trained elsewhere" in page
     assert "train.epochs" not in page
-    text = summary(explained)
+    text = explained.summary()
     assert "Accuracy at step 200: train" in text
     assert "told apart on validation" in text
 
@@ -190,7 +189,7 @@ def test_a_folder_belongs_to_one_call(explained, data, changed):
     given = {"model": PLAIN, "checkpoints": PAIRS, "dataset": data, "config": SETTINGS} | changed
     with pytest.raises(InputError) as error:
         i2x_jax.explain(**given, workdir=explained.path)
-    assert "choose another --workdir" in one_line(error)
+    assert "choose another workdir" in one_line(error)
     assert (explained.path / REPORT).exists()
 
 

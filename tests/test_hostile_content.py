@@ -23,7 +23,6 @@ from i2x_jax.data.dataset import load
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.refine import finished_seed
 from i2x_jax.report.contact_sheet import write_label
-from i2x_jax.report.summary import summary
 from i2x_jax.results import arrays
 from i2x_jax.results.files import CHECKPOINTS, STEPS, read_config
 from i2x_jax.results.opened_run import dataset_of
@@ -275,7 +274,7 @@ def test_json(workdir, name, harm, words):
     harm(workdir / name)
     before = contents(workdir)
     with pytest.raises(InputError) as error:
-        summary(Run(workdir))
+        Run(workdir).summary()
     assert words in one_line(error)
     assert contents(workdir) == before
 
@@ -391,7 +390,7 @@ NAMES = {
 
 @pytest.mark.parametrize(("name", "printed"), NAMES.values(), ids=NAMES)
 def test_class_names_are_shown_harmlessly(workdir, name, printed):
-    plain = summary(Run(workdir))
+    plain = Run(workdir).summary()
     old = Run(workdir).refinement["pair"][0]
 
     def renamed(value):
@@ -403,7 +402,7 @@ def test_class_names_are_shown_harmlessly(workdir, name, printed):
         path = workdir / file
         path.write_text(json.dumps(renamed(json.loads(path.read_text()))))
     run = Run(workdir)
-    found = summary(run)
+    found = run.summary()
     assert printed in found
     assert all(line.isprintable() for line in found.split("\n"))
     assert len(found.split("\n")) == len(plain.split("\n"))

@@ -131,7 +131,7 @@ VALUES = {
     "too many prototypes": ({"explain.num_prototypes": 6305}, "explain.num_prototypes is 6305"),
     "more than K-means is fitted on": ({"explain.max_locations": 7}, "explain.num_prototypes is 8"),
     "too many dims": ({"explain.pca_dims": 9}, "explain.pca_dims is 9"),
-    "too few samples": ({"data.max_train": 30}, "--config.data.max_train"),
+    "too few samples": ({"data.max_train": 30}, "raise data.max_train"),
     "data set": ({"data.name": "digitz"}, "unknown data set 'digitz'"),
     "model": ({"model.name": "cnnn"}, "unknown model 'cnnn'"),
     "tap": ({"model.tap": "conv9"}, "unknown tap 'conv9'"),
@@ -168,14 +168,14 @@ class TestWorkDirectory:
         (tmp_path / "run").write_text("kept")
         line = refused(tmp_path / "run")
         assert f"work directory {tmp_path / 'run'} cannot be used" in line
-        assert "choose another --workdir" in line
+        assert "choose another workdir" in line
         assert (tmp_path / "run").read_text() == "kept"
 
     def test_not_a_run(self, launched, tmp_path):
         (tmp_path / "thesis.txt").write_text("kept")
         line = launched(f"--workdir={tmp_path}", *SMALL)
         assert "holds files but no config.json" in line
-        assert "choose another --workdir" in line
+        assert "choose another workdir" in line
         assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
     def test_another_config(self, launched, finished):
@@ -320,7 +320,7 @@ class TestDamage:
             f"checkpoint {workdir / 'checkpoints' / str(step)} holds NaN or infinity in params/classifier/kernel"
             in line
         )
-        assert "--config.train.learning_rate" in line
+        assert "train.learning_rate" in line
 
     @pytest.mark.parametrize(
         ("name", "before"),

@@ -179,9 +179,8 @@ class Implementation:
             # A run weighs the prototypes by area here; the work is the same.
             total = dP.sum(1)
             subsets = [classes, *((label,) for label in classes)]
-            fits = mapping.map_samples(
-                dP, dY, total, labels, len(classes), subsets, self.problem.config.seed, permutations, resamples
-            )
+            draws = mapping.Draws(self.problem.config.seed, permutations, resamples)
+            fits = mapping.map_samples(dP, dY, total, labels, len(classes), subsets, draws)
             by_groups = fit_groups(dP, dY, groups[t], labels, len(classes), self.settings)
             fit = fits[0]
             found.append((by_groups[0][0], fit.beta, fit.ridge_lambda, fit.r2, [each.r2 for each in fits[1:]]))

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.benchmarks.torch_models import Network
+from experiments.benchmarks.torch_network import Network
 
 
 class Conv(nn.Module):

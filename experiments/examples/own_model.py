@@ -22,7 +22,6 @@ from sklearn.datasets import load_digits
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import i2x_jax
-from i2x_jax.report.summary import summary
 
 
 class DigitNet(nn.Module):
@@ -92,7 +91,7 @@ def main(workdir="runs/own_model", steps=600, num_prototypes=16, seed=0):
     )
     settings = {"seed": seed, "explain": {"num_prototypes": num_prototypes}}
     run = i2x_jax.explain(model, kept, data, settings, workdir, validation=validation, test=test)
-    print(summary(run))
+    print(run.summary())
     print()
     for pair in run.explanation.pairs[:3]:
         since = "never told apart" if pair.told_apart is None else f"told apart from step {pair.told_apart}"

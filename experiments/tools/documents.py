@@ -32,7 +32,6 @@ from PIL import Image
 from experiments.benchmarks import benchmark_tables
 from i2x_jax.config import Config, InputError, from_config_dict
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.report.summary import summary
 from i2x_jax.results.files import CONTACT_SHEET, STEPS, read_header
 from i2x_jax.results.opened_run import Run
 
@@ -134,7 +133,7 @@ def merged_sections(old: str, sections: Mapping[str, str]) -> str:
 
 def digits_summary(run: Run) -> str:
     """What run.py prints at the end, but for where the files are, which is another folder for everybody."""
-    text, _, _ = summary(run).rpartition("\n\n")
+    text, _, _ = run.summary().rpartition("\n\n")
     return f"```\n{text}\n```"
 
 

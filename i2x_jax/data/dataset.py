@@ -27,15 +27,19 @@ class Dataset(NamedTuple):
       images: uint8 `[N, H, W, C]`, 0 to 255: an array, or anything else that is read by rows (`source.Images`).
       labels: int32 `[N]`, an index into `class_names`.
       class_names: M names.
+      rows: int64 `[N]`, the index that each sample had in the data set that this one was taken from; None where it is
+        whole. Kept by the program: what a user sets is not looked at.
     """
 
     images: Images
     labels: np.ndarray
     class_names: tuple[str, ...]
+    rows: np.ndarray | None = None
 
     def take(self, indices: np.ndarray) -> "Dataset":
-        """The samples at `indices`, in that order."""
-        return self._replace(images=chosen(self.images, indices), labels=self.labels[indices])
+        """The samples at `indices`, in that order; `rows` remember where they stood in the first data set."""
+        rows = np.arange(len(self.labels)) if self.rows is None else self.rows
+        return self._replace(images=chosen(self.images, indices), labels=self.labels[indices], rows=rows[indices])
 
 
 class Batch(NamedTuple):
@@ -148,14 +152,14 @@ def check_classes(splits: Splits) -> None:
     """Raises `InputError` unless there are at least two classes and each has samples enough in every split."""
     names = splits.train.class_names
     if len(names) < 2:
-        raise InputError(f"the data set has {len(names)} class; allowed: at least 2; choose another --config.data.name")
+        raise InputError(f"the data set has {len(names)} class; allowed: at least 2; choose another data set")
     for split, least in (("train", MIN_TRAIN_PER_CLASS), ("validation", 1), ("test", 1)):
         counts = np.bincount(getattr(splits, split).labels, minlength=len(names))
         if counts.min() < least:
             name = names[counts.argmin()]
             raise InputError(
                 f"class {name!r} has {counts.min()} {split} samples; allowed: at least {least}; "
-                "raise --config.data.max_train or change --config.data.validation"
+                "add images, raise data.max_train or change data.validation"
             )
 
 

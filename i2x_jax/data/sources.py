@@ -62,7 +62,7 @@ def read_tfds(
     if wanted not in builder.info.splits:
         raise InputError(
             f"data set {name!r} has no split {split!r}; allowed: {', '.join(builder.info.splits)}; "
-            "set another --config.data.name"
+            "set another data.name"
         )
     shape = builder.info.features[image_key].shape
     count = builder.info.splits[wanted].num_examples
@@ -72,7 +72,7 @@ def read_tfds(
     if needed > budget:
         raise InputError(
             f"split {wanted!r} of {name!r} takes {needed:,} bytes of memory as {count:,} images of "
-            f"{height}x{width}x{channels}; allowed: {budget:,} bytes; set a smaller --config.data.image_size"
+            f"{height}x{width}x{channels}; allowed: {budget:,} bytes; set a smaller data.image_size"
         )
     try:
         images, labels = np.empty((count, height, width, channels), np.uint8), np.empty(count, np.int32)
@@ -100,7 +100,7 @@ def read_tfds(
     if strange.size:
         raise InputError(
             f"data set {name!r} in {folder} has {strange.size:,} samples without a class in split {wanted!r} (label "
-            f"{strange[0]}); allowed: 0 to {len(class_names) - 1}; choose another --config.data.name"
+            f"{strange[0]}); allowed: 0 to {len(class_names) - 1}; choose another data.name"
         )
     return images, labels, class_names
 
@@ -120,9 +120,7 @@ def describe(name: str, data_dir: str | None, image_size: int = 0) -> tuple[tupl
 
 def _shape_read(name, shape, image_size):
     if None in shape[:2] and not image_size:
-        raise InputError(
-            f"data set {name!r} has images of several sizes; allowed: one size; set --config.data.image_size"
-        )
+        raise InputError(f"data set {name!r} has images of several sizes; allowed: one size; set data.image_size")
     return (image_size, image_size, shape[2]) if image_size else tuple(shape)
 
 
@@ -139,7 +137,7 @@ def _builder(name, data_dir):
     except ImportError as error:
         raise InputError(
             f"data set {name!r} cannot be read ({str(error).splitlines()[0]}); allowed: an image-classification set "
-            "that needs no further package; choose another --config.data.name"
+            "that needs no further package; choose another data.name"
         ) from None
     # Whatever TFDS and protocol buffers raise for a name or a description of a set: they share no class of errors.
     except Exception as error:
@@ -153,7 +151,7 @@ def _builder(name, data_dir):
 
 def _unknown(name, others):
     close = difflib.get_close_matches(name, [*EMBEDDED, *others], n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "set --config.data.name"
+    hint = f"did you mean {' or '.join(close)}?" if close else "set data.name"
     allowed = f"{', '.join(EMBEDDED)}, or an image set of TensorFlow Datasets such as mnist or cifar10"
     return InputError(f"unknown data set {name!r}; allowed: {allowed}; {hint}")
 
@@ -191,6 +189,6 @@ def _keys(name, features):
     if len(images) != 1 or len(labels) != 1 or features[images[0]].np_dtype != np.uint8:
         raise InputError(
             f"data set {name!r} has {len(images)} images and {len(labels)} class labels a sample; allowed: one 8-bit "
-            "image and one label; choose another --config.data.name"
+            "image and one label; choose another data.name"
         )
     return images[0], labels[0]

@@ -99,7 +99,7 @@ def pca(moments: Moments, dims: int) -> Pca:
     if dims > channels:
         raise InputError(
             f"{dims} PCA dimensions asked of features with {channels} channels; allowed: at most {channels}; "
-            "lower --config.explain.pca_dims"
+            "lower explain.pca_dims"
         )
     reference, sums, carry = fetch(moments)
     weight, first, second = (np.float64(total) + np.float64(lost) for total, lost in zip(sums, carry, strict=True))
@@ -191,7 +191,7 @@ def kmeans(
     if num_clusters > counts.sum():
         raise InputError(
             f"{num_clusters} prototypes asked of {counts.sum()} feature vectors; allowed: at most one for each vector; "
-            "lower --config.explain.num_prototypes"
+            "lower explain.num_prototypes"
         )
     if not all(finite for _, finite in surveys):
         raise InputError("feature vectors hold non-finite values; allowed: finite values; check the training")

@@ -185,8 +185,9 @@ def map_interval(
     own = [(label,) for label in range(num_classes)]
     with_pairs = analysed if measured.margins is None else ()
     subsets = [tuple(range(num_classes)), *own, *with_pairs]
+    draws = mapping.Draws(seed)
     # Saliency is a mean over a prototype's locations: the total counts each by how many there are.
-    fits = mapping.map_samples(dP, dY, (dP * measured.area).sum(1), labels, num_classes, subsets, seed)
+    fits = mapping.map_samples(dP, dY, (dP * measured.area).sum(1), labels, num_classes, subsets, draws)
     arrays = mapping_members(
         fits[0],
         fits[1 : num_classes + 1],
@@ -207,7 +208,9 @@ def map_interval(
         rows = np.isin(labels, analysed[0])
         dP[rows] = difference(measured.margins, t)
         totals = (dP[rows] * measured.area[rows]).sum(1)
-        of_pairs = mapping.map_samples(dP[rows], dY[rows], totals, labels[rows], num_classes, list(analysed), seed)
+        of_pairs = mapping.map_samples(
+            dP[rows], dY[rows], totals, labels[rows], num_classes, analysed, mapping.Draws(seed)
+        )
     return arrays, {
         pair: (dP[np.isin(labels, pair)].astype(np.float32).std(axis=0, dtype=np.float64), fit)
         for pair, fit in zip(analysed, of_pairs, strict=True)

@@ -27,6 +27,10 @@ from i2x_jax.explanation.types import (
 SALIENT_SHARE, SALIENT_DENSITY = 0.05, 1.5
 SHARED_SHARE = 0.8
 SPECIALISED_MOST, SPECIALISED_LEAST = 0.6, 0.2
+# A prototype supports a class only if at least this share of the class's images has it.
+SUPPORT_OCCURS = 0.05
+# Logits from which a contribution has a sign that a support can disagree with; less is next to nothing.
+DISAGREES_FROM = 0.01
 # Short lists keep the file small enough to read; the arrays of the run directory hold the rest.
 MAX_SUPPORT = 12
 MAX_SEPARATING = 5
@@ -144,6 +148,7 @@ def _per_class(analysis):
     coefficients = mapping["beta" if analysis.fit == "samples" else "beta_groups"]
     agreement = np.where(np.sign(coefficients) == np.sign(mapping["beta"]), mapping["sign_agreement"], 0)
     support = deviation[:, :, None] * coefficients
+    occurs = _occurs(measured.area, measured.labels, len(measured.classes))
     own = measured.contributions
     return tuple(
         ClassExplanation(
@@ -151,7 +156,7 @@ def _per_class(analysis):
             samples=np.sum(measured.labels == c),
             shared=tuple(np.flatnonzero(shared_by[c])),
             specialised=tuple(special[c]),
-            support=_supports(support[:, :, c], agreement[:, :, c], own[:, c, :, c], mapping["r2"]),
+            support=_supports(support[:, :, c], agreement[:, :, c], own[:, c, :, c], mapping["r2"], occurs[c]),
         )
         for c, name in enumerate(measured.classes)
     )
@@ -205,19 +210,29 @@ def _prototypes(counts, centroids, contributions, classes):
     return tuple(records)
 
 
-def _supports(support, agreement, contributions, r2):
+def _occurs(area, labels, num_classes):
+    """Whether a prototype is in enough of a class's images to support it: bool [M,K] from area [N,K], labels [N]."""
+    result = np.zeros((num_classes, np.shape(area)[1]), bool)
+    for label in np.unique(labels):
+        result[label] = (np.asarray(area)[labels == label] > 0).mean(axis=0) >= SUPPORT_OCCURS
+    return result
+
+
+def _supports(support, agreement, contributions, r2, occurs):
     """The stable supports of one class, strongest first within each interval: support [T-1,K], contributions [T,K].
 
-    Of intervals in which too little changed to measure a fit (r2 is NaN) there are none.
+    Of intervals in which too little changed to measure a fit (r2 is NaN) there are none, nor of prototypes that hardly
+    an image of the class has (`occurs` [K]): their coefficient tells of the other classes.
     """
     records = []
     for t, of_interval in enumerate(support):
         if np.isnan(r2[t]):
             continue
-        stable = np.flatnonzero((agreement[t] >= uncertainty.STABLE) & (of_interval != 0) & ~np.isnan(of_interval))
+        measured = (of_interval != 0) & ~np.isnan(of_interval)
+        stable = np.flatnonzero((agreement[t] >= uncertainty.STABLE) & measured & occurs)
         for k in stable[np.argsort(-abs(of_interval[stable]), kind="stable")][:MAX_SUPPORT]:
             contribution, change = contributions[t + 1, k], contributions[t + 1, k] - contributions[t, k]
-            disagrees = np.sign(of_interval[k]) * contribution < 0
+            disagrees = np.sign(of_interval[k]) * contribution <= -DISAGREES_FROM
             records.append(Support(t, k, of_interval[k], agreement[t, k], contribution, change, disagrees))
     return tuple(records)
 

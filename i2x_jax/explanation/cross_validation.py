@@ -17,7 +17,7 @@ FRACTIONS = np.logspace(1, -5, 9)
 ROUNDING = 1e-12
 
 
-class Moments(NamedTuple):
+class FoldSums(NamedTuple):
     """Sums over rows, by fold, of x = dP, y = dY and t = change of total saliency.
 
     x and y are without their overall mean, t without that of its class: sums of t of several classes mean nothing.
@@ -48,12 +48,12 @@ class Unpenalised(NamedTuple):
     yy: np.ndarray  # [F,Q], summed over outputs
 
 
-def means(moments: Moments) -> Unpenalised:
+def means(moments: FoldSums) -> Unpenalised:
     """A mean for all rows of the moments."""
     return Unpenalised(moments.n[:, None, None], moments.x[:, None], moments.y[:, None], moments.yy)
 
 
-def means_and_slopes(moments: Moments) -> Unpenalised:
+def means_and_slopes(moments: FoldSums) -> Unpenalised:
     """A mean and a slope on t for the rows of one class; of dY itself only, without the permuted versions."""
     n, t, tt = moments.n, moments.t, moments.tt
     return Unpenalised(
@@ -85,7 +85,7 @@ def fit_of_unpenalised(zz: np.ndarray) -> np.ndarray:
 
 
 def class_moments(x, y, t, folds, num_folds, permutations, rng):
-    """The `Moments` of one class. dY is permuted instead of dP: the same null, and the Gram of dP stays as it is.
+    """The `FoldSums` of one class. dY is permuted instead of dP: the same null, and the Gram of dP stays as it is.
 
     Args:
       x: changes of intensity [n,K], all columns about an overall mean, as y and t.
@@ -114,7 +114,7 @@ def class_moments(x, y, t, folds, num_folds, permutations, rng):
         for fold, rows in enumerate(fold_rows):
             products = left[rows].T @ np.take(right, picked[rows], axis=0).reshape(-1, picked.shape[1] * (outputs + 1))
             cross[fold, :, start : start + block] = products.reshape(width + 1, -1, outputs + 1)
-    return Moments(
+    return FoldSums(
         n=np.diff(bounds).astype(np.float64),
         x=np.stack([x[rows].sum(0) for rows in fold_rows]),
         xx=np.stack([x[rows].T @ x[rows] for rows in fold_rows]),

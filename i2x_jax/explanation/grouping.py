@@ -61,7 +61,7 @@ def group_interval(
     if group_by == "global":
         groups = group_changes(dY, min_cluster_size, min_samples)
         return groups.ids, (groups.fallback,)
-    raise InputError(f"grouping is by {group_by!r}; allowed: 'class', 'global'; set --config.explain.group_by")
+    raise InputError(f"grouping is by {group_by!r}; allowed: 'class', 'global'; set explain.group_by")
 
 
 def group_by_class(
@@ -101,7 +101,7 @@ def group_changes(dY: np.ndarray, min_cluster_size: int = 0, min_samples: int = 
     if min_cluster_size == 1:
         raise InputError(
             "config key explain.min_cluster_size is 1; allowed: 0 (chosen from the class size) or at least 2; "
-            "set --config.explain.min_cluster_size"
+            "set explain.min_cluster_size"
         )
     size = min_cluster_size or max(5, len(dY) // 100)
     changed = np.abs(dY).max(axis=1, initial=0) >= RESOLUTION

@@ -15,7 +15,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from i2x_jax.config import InputError
-from i2x_jax.explanation.cross_validation import Moments, class_moments, cross_validate, means, means_and_slopes, ridge
+from i2x_jax.explanation.cross_validation import FoldSums, class_moments, cross_validate, means, means_and_slopes, ridge
 
 NUM_FOLDS = 5
 # SST (per held-out row, summed over classes) below this leaves nothing to explain.
@@ -24,6 +24,22 @@ NOTHING_TO_EXPLAIN = 1e-4
 MIN_ROWS = 3
 # One random stream per purpose and class, so that a class's draws do not depend on what else is asked for.
 FOLD_STREAM, NULL_STREAM, BOOTSTRAP_STREAM = range(3)
+
+
+class Draws(NamedTuple):
+    """What a fit draws at random, and how often.
+
+    Attributes:
+      seed: of the folds (`stratified_folds`), the null and the bootstrap.
+      permutations: permutations of the null; with 0 it is NaN.
+      resamples: refits of the bootstrap.
+      num_folds: at least 3, because the penalty is chosen inside the training folds.
+    """
+
+    seed: int
+    permutations: int = 200
+    resamples: int = 200
+    num_folds: int = NUM_FOLDS
 
 
 class SampleFit(NamedTuple):
@@ -164,10 +180,7 @@ def map_samples(
     labels: np.ndarray,
     num_classes: int,
     subsets: Sequence[tuple[int, ...]],
-    seed: int,
-    permutations: int = 200,
-    resamples: int = 200,
-    num_folds: int = NUM_FOLDS,
+    draws: Draws,
 ) -> list[SampleFit]:
     """Fits dY on dP over the samples of each set of classes, and measures what the fit explains (DESIGN section 2.6).
 
@@ -182,15 +195,13 @@ def map_samples(
       labels: int [N], 0..num_classes-1.
       num_classes: number of classes.
       subsets: sets of classes; one fit each. A set's result does not depend on the other sets.
-      seed: of the folds (`stratified_folds`), the null and the bootstrap.
-      permutations: permutations of the null; with 0 it is NaN.
-      resamples: refits of the bootstrap.
-      num_folds: at least 3, because the penalty is chosen inside the training folds.
+      draws: what is drawn at random, and how often.
 
     Raises:
       InputError: a value is not finite, fewer than 3 folds, or a set that names no class or an unknown one.
     """
     _require_finite(dP=dP, dY=dY, total=total)
+    seed, permutations, resamples, num_folds = draws
     if num_folds < 3:
         raise InputError(f"num_folds is {num_folds}; allowed: at least 3; the penalty is chosen inside training folds")
     for subset in subsets:
@@ -259,7 +270,7 @@ def _fit_subset(classes):
     for moments in classes:
         class_means.append(means(moments))
         class_slopes.append(means_and_slopes(moments))
-        pooled = moments if pooled is None else Moments(*map(np.add, pooled, moments))
+        pooled = moments if pooled is None else FoldSums(*map(np.add, pooled, moments))
     rows = pooled.n.sum()
     sse, sst, fraction = cross_validate(pooled.xx, pooled.xy, [means(pooled)])
     # Within one class both models are the same.

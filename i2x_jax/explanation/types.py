@@ -59,7 +59,8 @@ class Support:
 
     `contribution` (logits) is the mean over the class's samples at the end of the interval, `change` that over the
     interval; behind a linear head they are exact. Where `disagrees` is set, the signs of support and contribution
-    differ, and an exact contribution is the one to believe.
+    differ, the contribution is at least 0.01 logits large, and an exact one is the one to believe. The prototype is in
+    at least 5 % of the class's images.
     """
 
     interval: int
@@ -151,6 +152,22 @@ class Explanation:
     per_class: tuple[ClassExplanation, ...]
     pairs: tuple[PairExplanation, ...]
     intervals: tuple[Interval, ...]
+
+    def __repr__(self) -> str:
+        """A few lines; the parts are there to be asked for."""
+        names = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
+        measured = sum(each.gain is not None for each in self.intervals)
+        lines = [
+            f"Explanation of {len(self.classes)} classes ({_short(names)[1:-1]})",
+            f"  {len(self.prototypes)} prototypes, checkpoints at steps {_short(list(map(int, self.steps)))[1:-1]}",
+            f"  {len(self.pairs)} pairs of classes; a fit could be measured in {measured} of {len(self.intervals)} "
+            "intervals",
+        ]
+        if self.pairs:
+            pair = self.pairs[0]
+            apart = "never told apart" if pair.told_apart is None else f"told apart from step {pair.told_apart}"
+            lines.append(f"  most confused: {_short(pair.a)} and {_short(pair.b)}, {apart}")
+        return "\n".join(lines)
 
     def for_class(self, name: str) -> ClassExplanation:
         """The explanation of one class. Raises InputError for an unknown name."""

@@ -34,7 +34,7 @@ def find_tap(name: str, tap: str, places: tuple[Tap, ...]) -> Tap:
     """The tap of that name among those of a network, '' for the last; raises `InputError` for an unknown one."""
     known = [place.name for place in places]
     if tap and tap not in known:
-        raise InputError(f"unknown tap {tap!r} of {name}; allowed: {', '.join(known)}; set --config.model.tap")
+        raise InputError(f"unknown tap {tap!r} of {name}; allowed: {', '.join(known)}; set model.tap")
     return places[known.index(tap) if tap else -1]
 
 
@@ -75,8 +75,8 @@ def create(
     if h * w == 1 and not allow_1x1:
         raise InputError(
             f"the feature map of {name} at tap {cut.name} is 1x1 for images of {image_shape[0]}x{image_shape[1]}; "
-            "allowed: at least two locations; use a larger --config.data.image_size, an earlier --config.model.tap "
-            "(--list_taps), or --config.model.allow_1x1"
+            "allowed: at least two locations; use a larger data.image_size, an earlier model.tap "
+            "(run.py --list_taps names them), or model.allow_1x1"
         )
     tap = cut.name
 
@@ -127,7 +127,7 @@ def create(
 
 def _build(name, num_classes, image_shape, width, stem, dtype, key):
     if name not in NETWORKS:
-        raise InputError(f"unknown model {name!r}; allowed: {', '.join(NETWORKS)}; set --config.model.name")
+        raise InputError(f"unknown model {name!r}; allowed: {', '.join(NETWORKS)}; set model.name")
     builder, own_width = NETWORKS[name]
     settings = Settings(rngs=nnx.Rngs(params=key), momentum=BATCH_NORM_MOMENTUM, dtype=jnp.dtype(dtype))
     return builder(num_classes, image_shape[2], min(image_shape[:2]), width or own_width, stem, settings)
@@ -146,8 +146,8 @@ def _taps(name, network, image_shape):
     if 0 in maps[network.names[-1]].shape:
         raise InputError(
             f"images of {image_shape[0]}x{image_shape[1]} are too small for {name}: its last feature map would be "
-            "empty; allowed: images that leave a map; set a larger --config.data.image_size or another "
-            "--config.model.name"
+            "empty; allowed: images that leave a map; set a larger data.image_size or another "
+            "model.name"
         )
     return tuple(Tap(stage, maps[stage].shape[1:], network.receptive_field(stage)) for stage in network.names)
 

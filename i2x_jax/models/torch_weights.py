@@ -115,7 +115,7 @@ def from_torch(
     if told:
         raise InputError(
             f"{source} {'; '.join(told)}; allowed: the tensors of {network} under torchvision's names, for the stem, "
-            "width and image channels of this config; set --config.model.init_from, or --config.model to fit it"
+            "width and image channels of this config; set model.init_from, or the group model to fit it"
         )
 
     def take(tree, path=()):
@@ -136,9 +136,7 @@ def read(path: str | os.PathLike) -> Tensors:
     Raises:
       InputError: it is not there, or is not one.
     """
-    allowed = (
-        "allowed: a .safetensors file such as experiments/tools/convert_torch.py writes; set --config.model.init_from"
-    )
+    allowed = "allowed: a .safetensors file such as experiments/tools/convert_torch.py writes; set model.init_from"
     if not os.path.isfile(path):
         raise InputError(f"weights {str(path)!r} are not a file; {allowed}")
     try:

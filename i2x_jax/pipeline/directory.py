@@ -82,7 +82,7 @@ class RunDirectory:
             except OSError:
                 raise InputError(
                     f"work directory {self.path} is in use by another process; allowed: one at a time; "
-                    "wait for it or choose another --workdir"
+                    "wait for it or choose another workdir"
                 ) from None
             if not os.access(self.path, os.W_OK | os.X_OK):
                 raise InputError(_unusable(self.path, PermissionError("no permission to write")))
@@ -114,12 +114,12 @@ class RunDirectory:
             if changed:
                 raise InputError(
                     f"work directory {self.path} was made with another config ({'; '.join(changed)}); allowed: the "
-                    "same config; choose another --workdir"
+                    "same config; choose another workdir"
                 )
         elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise InputError(
                 f"work directory {self.path} holds files but no {CONFIG}; allowed: an empty folder or one made by "
-                "this program; choose another --workdir"
+                "this program; choose another workdir"
             )
 
     def complete(self, step: str) -> bool:
@@ -277,5 +277,5 @@ def _kept(path, dtype, shape):
 def _unusable(path, error):
     return (
         f"work directory {path} cannot be used ({error}); allowed: a folder with permission to write and space; "
-        "mend that or choose another --workdir"
+        "mend that or choose another workdir"
     )

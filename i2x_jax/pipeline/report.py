@@ -9,7 +9,6 @@ from i2x_jax.report import charts, content, gallery, page
 from i2x_jax.report.examples import choose_images
 from i2x_jax.results.files import REPORT
 from i2x_jax.results.opened_run import Run
-from i2x_jax.results.story import maps_of
 
 # What follows the checkpoints: prototypes, separating ones in their classes, classes, images, the page.
 PARTS = 5
@@ -28,12 +27,12 @@ def write_report(directory: RunDirectory, work: Run) -> None:
             # Restoring is for all processes, the rest for the one that writes.
             variables = fetch(work.variables(step))
             if directory.main:
-                over_time.append(maps_of(work, variables, chosen.rows()))
+                over_time.append(work.saliency(variables, chosen.rows()))
             bar.update(1)
         if not directory.main:
             return
         rows = np.unique(np.concatenate([*(kind for each in members for kind in each), *separating.values()]))
-        final = dict(zip(rows.tolist(), maps_of(work, variables, rows), strict=True))
+        final = dict(zip(rows.tolist(), work.saliency(variables, rows), strict=True))
         by_image = dict(zip(chosen.rows().tolist(), np.stack(over_time, axis=1), strict=True))
         sides = crop_size(work.model, work.dataset.images.shape[1:]), work.model.receptive_field
         shown = {}

@@ -5,7 +5,7 @@ import pathlib
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 
 import jax
@@ -63,12 +63,38 @@ def run(
     Raises:
       InputError: settings, data or directory cannot be used; nothing finished is touched.
     """
-    directory = RunDirectory(workdir, is_main(), barrier)
-    directory.quiet = quiet
     if events:
         tensorboard.check_installed()
     last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
-    splits = dataset_of(config, data_dir)
+    directory = RunDirectory(workdir, is_main(), barrier)
+    directory.quiet = quiet
+    run_steps(config, directory, list(STEPS)[: last + 1], dataset_of(config, data_dir), directory.say, events)
+
+
+def run_steps(
+    config: Config,
+    directory: RunDirectory,
+    steps: Sequence[str],
+    splits: Splits,
+    say: Callable[[str], None],
+    events: bool = False,
+) -> Run:
+    """Makes those steps of a run, in order, that are not complete, on data that are at hand.
+
+    Args:
+      config: all settings.
+      directory: new or of the same config.
+      steps: of `results.files.STEPS`; each needs what those before it make.
+      splits: the data.
+      say: told a line at the start, and one a step.
+      events: write the metrics as TensorBoard events too.
+
+    Returns:
+      The run, with data and model at hand.
+
+    Raises:
+      InputError: as `run`.
+    """
     model = model_of(config, splits.train)
     check_feasible(config, splits, model)
     if events:
@@ -83,15 +109,18 @@ def run(
         directory.barrier("directory checked")
         write_header(directory, config, splits, {"init_from_sha256": torch_weights.sha256(source)} if source else {})
         directory.barrier("header written")
-        work = Run(workdir, data_dir)
+        work = Run(directory.path)
         # At hand already: reading data and tracing a large network again would take seconds.
         work.splits, work.model = splits, model
-        makers = {step: MAKERS[step] for step in list(STEPS)[: last + 1]}
-        if "report" in makers:
-            directory.say(f"The report will be {directory.path / REPORT}")
+        if "report" in steps:
+            say(f"The report will be {directory.path / REPORT}")
         else:
-            directory.say(f"The run directory is {directory.path}")
-        make_steps(directory, work, makers, directory.say)
+            say(f"The run directory is {directory.path}")
+        if "refine" in steps and not directory.complete("refine"):
+            # One that was written before would say that there was no refinement.
+            directory.discard(REPORT)
+        make_steps(directory, work, {step: MAKERS[step] for step in steps}, say)
+    return work
 
 
 def make_steps(
@@ -129,7 +158,7 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
     if config.train.batch_size % jax.device_count():
         raise InputError(
             f"config key train.batch_size is {config.train.batch_size}; allowed: a multiple of the "
-            f"{jax.device_count()} devices; set --config.train.batch_size"
+            f"{jax.device_count()} devices; set train.batch_size"
         )
     checkpoint_steps(config, splits.train)
 
@@ -149,12 +178,11 @@ def check_explainable(config: Config, splits: Splits, model: Model) -> None:
         ("explain.pca_dims", explain.pca_dims, d, "feature channels at this tap"),
     ):
         if value > high:
-            raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set --config.{key}")
+            raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set {key}")
     unknown = [name for name in config.refine.pair if name not in train.class_names]
     if unknown:
         raise InputError(
-            f"config key refine.pair names {unknown[0]!r}; allowed: {', '.join(train.class_names)}; "
-            "set --config.refine.pair"
+            f"config key refine.pair names {unknown[0]!r}; allowed: {', '.join(train.class_names)}; set refine.pair"
         )
 
 
@@ -192,13 +220,13 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
             what = f"weights in {config.model.init_from}" if config.model.init_from else "checkpoints"
             raise InputError(
                 f"the {what} differ from those that {directory.path} was begun with; allowed: the same; restore them "
-                "or choose another --workdir"
+                "or choose another workdir"
             )
         changed = [name for name in prints if prints[name] != made_with["data_fingerprint"].get(name)]
         if changed:
             raise InputError(
                 f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "
-                "allowed: the same data; restore it or choose another --workdir"
+                "allowed: the same data; restore it or choose another workdir"
             )
         return
     provenance = {

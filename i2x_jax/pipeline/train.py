@@ -115,7 +115,7 @@ def train(directory: RunDirectory, work: Run) -> None:
                     raise InputError(
                         f"the loss is not finite at step {error.step}; the last good checkpoint is "
                         f"{directory.path / CHECKPOINTS / str(start)}; allowed: a finite loss; train in another "
-                        f"--workdir with a lower --config.train.learning_rate than {settings.learning_rate}"
+                        f"workdir with a lower train.learning_rate than {settings.learning_rate}"
                     ) from None
         # A process may have been killed between its last checkpoint and the removal of the one before.
         checkpoints.remove(passing)

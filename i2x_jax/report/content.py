@@ -9,8 +9,9 @@ from i2x_jax.config import OWN
 from i2x_jax.explanation import uncertainty
 from i2x_jax.explanation.types import PairExplanation, Separating
 from i2x_jax.refinement.strategies import outcome
-from i2x_jax.report import charts, findings
-from i2x_jax.results.files import CONFIG, read_json
+from i2x_jax.report import charts
+from i2x_jax.results import findings
+from i2x_jax.results.files import CONFIG, REFINEMENT, read_json
 from i2x_jax.results.opened_run import Run
 
 # A page that held all pairs of a thousand classes would not open.
@@ -44,8 +45,8 @@ def labelled_intervals(run: Run) -> list[str]:
 
 
 def refinement_table(run: Run) -> dict:
-    """As in refinement.json; of a network that was trained elsewhere, and cannot be refined, without strategies."""
-    if run.config.model.name != OWN:
+    """As in refinement.json; of a network that was not refined, without strategies."""
+    if run.config.model.name != OWN and (run.path / REFINEMENT).exists():
         return run.refinement
     pair = tuple(int(label) for label in run.arrays("curated")["pair"])
     before = outcome(run.arrays("test")["confidence"][-1], run.splits.test, pair)
@@ -77,11 +78,12 @@ def overview(run: Run) -> dict:
         if entry["applicable"] and "curated" in name
     }
     return {
-        "data": "your images" if own else config.data.name,
+        "data": "your images" if config.data.name == OWN else config.data.name,
         "model": "your model"
         if own
         else f"{config.model.name}{f', tap {config.model.tap}' if config.model.tap else ''}",
         "own": own,
+        "refined": bool(table["strategies"]),
         "samples": len(run.array("labels")),
         "map_shape": list(assignments.shape[1:]),
         "last_step": int(run.steps[-1]),

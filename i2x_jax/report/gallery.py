@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from i2x_jax.evidence.saliency import crops_at
-from i2x_jax.report import pictures
 from i2x_jax.report.contact_sheet import peaks_of
 from i2x_jax.report.content import carrier, rounded, visible
 from i2x_jax.report.examples import Chosen, choose_groups
-from i2x_jax.results import story
+from i2x_jax.results import pictures, story
 from i2x_jax.results.opened_run import Run
 
 CROP, MEMBER, FRAME, LARGE, THUMB = 60, 36, 84, 196, 46
@@ -209,7 +208,7 @@ def images(run: Run, chosen: Chosen, maps: dict[int, np.ndarray]) -> dict:
 
 
 def _story(run, row, maps, pixels, assignments, frame, large):
-    told = story.story(run, row)
+    told = run.story(row)
     label = run.explanation.classes.index(told.label)
     others = [c for c in np.argsort(-told.confidence.max(axis=0), kind="stable") if c != label][:MAX_OTHERS]
     salient = [each for each in told.prototypes if each.share > 0][:MAX_CELLS]

@@ -64,9 +64,7 @@ def read(path: pathlib.Path, read_from: Callable[[pathlib.Path], Any]) -> Any:
         reason = (str(error).splitlines() or [type(error).__name__])[0].split("; allowed:")[0]
         lost = path.name in (CONFIG, METRICS)
         mend = (
-            "restore it or choose another --workdir"
-            if lost
-            else "move it away and run the same command to make it again"
+            "restore it or choose another workdir" if lost else "move it away and run the same command to make it again"
         )
         raise InputError(f"{path} cannot be read ({reason}); allowed: a file made by this program; {mend}") from None
 
@@ -144,7 +142,7 @@ def refuse_links(folder: pathlib.Path) -> None:
                 what = f"a link to {os.readlink(path)}" if stat.S_ISLNK(kind) else "neither a file nor a folder"
                 raise InputError(
                     f"{path} is {what}; allowed in a run directory: files and folders of its own; put a copy in its "
-                    "place or choose another --workdir"
+                    "place or choose another workdir"
                 )
 
 

@@ -6,7 +6,7 @@ Nothing here needs JAX until a model or its weights are asked for, so that looki
 import functools
 import os
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -14,24 +14,34 @@ from i2x_jax.config import OWN, Config, InputError
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
 from i2x_jax.explanation.types import Explanation
 from i2x_jax.explanation.types import from_json as explanation_from_json
+from i2x_jax.results import asked, findings, summary, tables
+from i2x_jax.results import story as stories
 from i2x_jax.results.arrays import ARRAYS, read_array, read_arrays
 from i2x_jax.results.files import (
     CHECKPOINTS,
     CONFIG,
+    CONTACT_SHEET,
     EXPLANATION,
     METRICS,
     REFINEMENT,
+    REPORT,
     file_state,
     read,
     read_config,
     read_json,
     read_metrics,
 )
+from i2x_jax.results.story import Crops, Story, ToldApart
 
 if TYPE_CHECKING:
+    import altair
     import pandas
+    from PIL import Image
 
-    from i2x_jax.results import story
+    from i2x_jax.models.model import Model
+
+# What an image of a story can be a row of: of a split, or of the data that were handed over, before they were split.
+SPLITS, GIVEN = ("train", "validation", "test"), "given"
 
 
 class Run:
@@ -40,33 +50,56 @@ class Run:
     Attributes:
       path: the directory.
       config: how the run was made.
+      TABLES: what `to_frame` can be asked for.
     """
 
-    def __init__(self, path: str | os.PathLike, data_dir: str | None = None):
-        self.path = pathlib.Path(path).absolute()
+    TABLES: ClassVar[tuple[str, ...]] = tuple(tables.TABLES)
+
+    def __init__(self, path: str | os.PathLike[str], data_dir: str | None = None) -> None:
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(f"the run directory is {asked.shown(path)}; allowed: a path; name the workdir of a run")
+        self.path: pathlib.Path = pathlib.Path(path).absolute()
         if not (self.path / CONFIG).exists():
-            raise InputError(f"{self.path} is not a run directory: no {CONFIG} in it; allowed: a --workdir of run.py")
-        self.config = read_config(self.path)
+            raise InputError(f"{self.path} is not a run directory: no {CONFIG} in it; allowed: the workdir of a run")
+        self.config: Config = read_config(self.path)
         self._data_dir = data_dir
-        self._opened = {}
+        self._opened: dict[str, tuple[Any, np.ndarray]] = {}
+
+    def __repr__(self) -> str:
+        """A few lines: what was explained, and how far the run has got."""
+        own = {"data": "your images", "model": "your network"}
+        data, model = (
+            own[group] if getattr(self.config, group).name == OWN else getattr(self.config, group).name for group in own
+        )
+        there = [name for name in (EXPLANATION, REFINEMENT, REPORT) if (self.path / name).exists()]
+        lines = [
+            f"Run({str(self.path)!r})",
+            f"  {model} on {data}, {self.config.explain.num_prototypes} prototypes",
+            f"  there: {', '.join(there) or 'no explanation yet'}",
+        ]
+        return "\n".join(lines)
 
     def array(self, name: str) -> np.ndarray:
         """A .npy file by its name without ending: steps, labels, assignments, intensity, confidence, groups."""
-        path, sizes = self._known(f"{name}.npy"), self._sizes(name)
+        path, sizes = self._known(name, ".npy"), self._sizes(name)
         # Every value is checked, once as long as the file is the same.
         key = file_state(path), sizes
-        if self._opened.get(name, (None,))[0] != key:
+        if name not in self._opened or self._opened[name][0] != key:
             self._opened[name] = key, read_array(path, sizes)
         return self._opened[name][1]
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
         """A .npz file: prototypes, contributions, validation, test, mapping, curated."""
-        return read_arrays(self._known(f"{name}.npz"), self._sizes(name))
+        return read_arrays(self._known(name, ".npz"), self._sizes(name))
 
-    def _known(self, name):
-        if name not in ARRAYS:
-            raise InputError(f"{name} is no array of a run; allowed: {', '.join(ARRAYS)}; check the spelling")
-        return self.path / name
+    def _known(self, name, ending):
+        known = [each.removesuffix(ending) for each in ARRAYS if each.endswith(ending)]
+        if isinstance(name, str) and name not in known:
+            for other, ask in ((".npy", "array"), (".npz", "arrays")):
+                if f"{name}{other}" in ARRAYS:
+                    which = "one array" if ask == "array" else "several arrays"
+                    raise InputError(f"{name!r} is {which}; allowed here: {', '.join(known)}; use {ask}({name!r})")
+        return self.path / f"{asked.one_of(name, 'array of a run', known)}{ending}"
 
     def _sizes(self, name):
         """The symbols of `arrays.Spec` that are known without opening the array of that name."""
@@ -108,12 +141,17 @@ class Run:
         return read(path, lambda path: explanation_from_json(path.read_text()))
 
     @functools.cached_property
-    def refinement(self) -> dict:
+    def refinement(self) -> dict[str, Any]:
         """The refinement table, as in refinement.json."""
         if self.config.model.name == OWN:
             raise InputError(
-                f"{self.path} explains a model of your own, which is not refined; allowed: a --workdir of run.py; "
-                "look at .explanation instead"
+                f"{self.path} explains a model of your own, which is not refined; allowed: a run of a network that was "
+                "trained here; look at .explanation instead"
+            )
+        if self.config.data.name == OWN and not (self.path / REFINEMENT).exists():
+            raise InputError(
+                f"{self.path} was not refined; allowed: a run with {REFINEMENT}; call i2x_jax.train again, with "
+                "refine=True"
             )
         return read_json(self.path / REFINEMENT, "refinement")
 
@@ -123,35 +161,45 @@ class Run:
         return read_metrics(self.path / METRICS)
 
     @functools.cached_property
-    def model(self):
+    def model(self) -> "Model":
         """The `models.Model`."""
-        self._refuse_own()
+        if self.config.model.name == OWN:
+            self._refuse_own()
         return model_of(self.config, self.dataset)
 
     def _refuse_own(self):
-        """What was handed to `i2x_jax.explain` is not in its run directory."""
-        if self.config.model.name == OWN:
+        """What was handed to `i2x_jax.explain` or `i2x_jax.train` is not in its run directory."""
+        if OWN in (self.config.model.name, self.config.data.name):
+            what, call = "a model and images", "i2x_jax.explain"
+            if self.config.model.name != OWN:
+                what, call = "images", "i2x_jax.train"
             raise InputError(
-                f"{self.path} explains a model and images of your own, which it does not hold; allowed: everything "
-                f"that needs neither; for the rest call i2x_jax.explain again, with what it was called with and "
+                f"{self.path} explains {what} of your own, which it does not hold; allowed: everything that needs "
+                f"none of it; for the rest call {call} again, with what it was called with and "
                 f"workdir={str(self.path)!r}: it returns at once"
             )
 
     @functools.cached_property
-    def abstract_variables(self) -> dict:
+    def abstract_variables(self) -> Any:
         """A tree like the weights, of shapes and dtypes."""
         import jax
 
         return jax.eval_shape(self.model.init, jax.random.key(0))
 
-    def variables(self, step: int) -> dict:
-        """The weights at an analysed step; those of a run by run.py have recomputed BatchNorm statistics."""
+    def variables(self, step: int) -> Any:
+        """The weights at an analysed step; those of networks trained here have recomputed BatchNorm statistics.
+
+        Raises:
+          InputError: no checkpoint of that step was kept.
+        """
         from i2x_jax.training.checkpoints import Checkpoints
 
+        if asked.whole(step, "the step", 0) not in self.steps:
+            raise InputError(f"no checkpoint at step {step}; allowed: {', '.join(map(str, self.steps))}; see .steps")
         with Checkpoints(self.path / CHECKPOINTS, read_only=True) as checkpoints:
-            return checkpoints.restore_variables(step, self.abstract_variables)
+            return checkpoints.restore_variables(int(step), self.abstract_variables)
 
-    def crops(self, prototype: int, n: int = 16) -> "story.Crops":
+    def crops(self, prototype: int, n: int = 16) -> Crops:
         """The places where a prototype is strongest, cut out of their images; needs the model and the data.
 
         Args:
@@ -160,37 +208,250 @@ class Run:
 
         Returns:
           `images` uint8 `[n, side, side, C]`, `rows` int64 `[n]`, `locations` int64 `[n, 2]` and `intensity` float32
-          `[n]`, by falling intensity at the last checkpoint (`story.Crops`).
+          `[n]`, by falling intensity at the last checkpoint (`story.Crops`). Rows are those of the run's arrays;
+          `run.dataset.rows[rows]` is where these images stood in the data that were handed over.
 
         Raises:
           InputError: unknown prototype, or n below 1.
         """
-        from i2x_jax.results import story
+        from i2x_jax.evidence.saliency import crop_size
 
-        return story.crops(self, prototype, n)
+        assignments, final = self.array("assignments"), self.array("intensity")[-1]
+        prototype = asked.whole(prototype, "the prototype", 0, final.shape[1] - 1)
+        count = asked.whole(n, "the number of crops n", 1)
+        images = self.dataset.images
+        variables = self.variables(self.steps[-1])
+        side = crop_size(self.model, images.shape[1:])
+        return stories.crops(
+            prototype, count, images, assignments, final, lambda rows: self.saliency(variables, rows), side
+        )
 
-    def story(self, image: int) -> "story.Story":
-        """How the network came to see one training image as it does (`story.Story`).
+    def saliency(self, variables: Any, rows: np.ndarray) -> np.ndarray:
+        """Saliency maps float32 `[n, h, w]` of training images int `[n]`, in logits, with these weights (DESIGN 2.3).
+
+        What is explained is the logit that the run explains, of the label or of the predicted class.
+        """
+        settings, dataset = self.config.explain, self.dataset
+        return stories.maps_of(
+            self.model, settings.cam, settings.target, variables, dataset.images[rows], dataset.labels[rows]
+        )
+
+    def story(self, image: "int | np.ndarray", split: str = "train") -> Story:
+        """How the network came to see an image as it does, and why it is taken for what it is (`story.Story`).
+
+        `story(41).why()` names the prototypes by what they add to the logit of the predicted class, `why("4")` to that
+        of another one; `story(41).contributions` holds `[T, K, M]` for all checkpoints and classes.
+
+        Args:
+          image: a row of the split; or an image that is in none, uint8 `[H, W, C]` (or `[H, W]`, where C is 1), of the
+            size that the network was given. It has no label, and what is explained is the logit of the class that is
+            predicted at the end. Its prototypes are those nearest to its feature vectors.
+          split: 'train' for rows of the run's arrays, 'validation' or 'test'; or 'given' for an index into the data
+            set that was handed over (that of `i2x_jax.explain` and `i2x_jax.train`) or loaded, before rows were held
+            out of it: whichever split the image went to, it is found. `Story.row` is that index, whatever was asked.
 
         Raises:
-          InputError: `image` is no row of the run's arrays.
+          InputError: no such image or split. What needs the network or the images of an own model says so in one line
+            where they are not at hand, in a run that was opened by `Run`.
         """
-        from i2x_jax.results import story
+        if not isinstance(image, (int, np.integer)) and hasattr(image, "__array__"):
+            seen = self._seen_own(image)
+        else:
+            split, row = self._find(image, asked.one_of(split, "split", (*SPLITS, GIVEN)))
+            seen = self._seen_in_training(row) if split == "train" else self._seen_held_out(row, split)
+        return stories.tell(seen, self.explanation.classes, self.steps, self.arrays("curated"))
 
-        return story.story(self, image)
+    def _find(self, image, split):
+        """The split and the row in it."""
+        if split == GIVEN:
+            image = asked.whole(image, "the image", 0)
+            for name in SPLITS:
+                rows = getattr(self.splits, name).rows
+                found = [] if rows is None else np.flatnonzero(rows == image)
+                if len(found):
+                    return name, int(found[0])
+            raise InputError(
+                f"image {image} of the data that were given is in no split; allowed: an index into these data, of an "
+                "image that was not dropped; check the number"
+            )
+        labels = self.array("labels") if split == "train" else self.arrays(split)["labels"]
+        return split, asked.whole(image, f"the {split} image", 0, len(labels) - 1)
+
+    def _row_of(self, split, image):
+        rows = getattr(self.splits, split).rows
+        return image if rows is None else int(rows[image])
+
+    def _seen_in_training(self, row):
+        label, assignments = int(self.array("labels")[row]), np.array(self.array("assignments")[row])
+        return stories.Seen(
+            split="train",
+            image=row,
+            label=label,
+            confidence=np.array(self.array("confidence")[:, row]),
+            intensity=np.array(self.array("intensity")[:, row]),
+            assignments=assignments,
+            measure=lambda: self._measured(self.dataset.images[row], label, assignments),
+            row=lambda: self._row_of("train", row),
+        )
+
+    def _seen_held_out(self, row, split):
+        held = self.arrays(split)
+        label = int(held["labels"][row])
+        seen = stories.Seen(
+            split=split,
+            image=row,
+            label=label,
+            confidence=held["confidence"][:, row],
+            intensity=None,
+            assignments=None,
+            measure=lambda: self._measure_anew(getattr(self.splits, split).images[row], label)[1],
+            row=lambda: self._row_of(split, row),
+        )
+        try:
+            pixels = getattr(self.splits, split).images[row]
+            assignments, measured = self._measure_anew(pixels, label)
+        except InputError:
+            # Without images or network, what the files hold; asking for the rest tells what is missing.
+            return seen
+        return seen._replace(intensity=measured.intensity, assignments=assignments, measure=lambda: measured)
+
+    def _seen_own(self, image):
+        pixels = asked.pixels(image, self.dataset.images.shape[1:])
+        assignments, measured = self._measure_anew(pixels)
+        return stories.Seen(
+            split="own",
+            image=None,
+            label=None,
+            confidence=measured.confidence,
+            intensity=measured.intensity,
+            assignments=assignments,
+            measure=lambda: measured,
+            row=lambda: None,
+        )
+
+    def _measure_anew(self, pixels, label=None):
+        """Assignments and evidence of an image that is not among the arrays; no label for the one that is predicted."""
+        from i2x_jax.evidence.one_image import place_image
+
+        final = self.variables(self.steps[-1])
+        assignments, predicted = place_image(self.model, final, self.arrays("prototypes"), pixels)
+        return assignments, self._measured(pixels, predicted if label is None else label, assignments)
+
+    def _measured(self, pixels, label, assignments):
+        from i2x_jax.evidence.one_image import measure_image
+        from i2x_jax.training.checkpoints import Checkpoints
+
+        model, like = self.model, self.abstract_variables
+        # Opening the folder takes longer than reading a small network from it.
+        with Checkpoints(self.path / CHECKPOINTS, read_only=True) as kept:
+            checkpoints = (kept.restore_variables(int(step), like) for step in self.steps)
+            return measure_image(model, checkpoints, pixels, label, assignments, self.config.explain)
+
+    def told_apart(self, a: str, b: str) -> ToldApart:
+        """Since when the network tells two classes apart, on validation images: the curve over the checkpoints.
+
+        Args:
+          a: name of a class.
+          b: name of another.
+
+        Returns:
+          `step` from which they are told apart for good, `before`, the checkpoint before, `steps` and `auc`
+          (`story.ToldApart`).
+
+        Raises:
+          InputError: an unknown class, or one class twice.
+        """
+        pair, classes = self.explanation.pair(a, b), self.explanation.classes
+        names = (pair.a, pair.b) if str(a) == pair.a else (pair.b, pair.a)
+        labels = classes.index(names[0]), classes.index(names[1])
+        validation = self.arrays("validation")
+        return stories.told_apart(names, labels, self.steps, validation["labels"], validation["confidence"])
+
+    def summary(self) -> str:
+        """A finished run in one screen of text, as run.py ends with it; of another what there is."""
+        explained = (self.path / EXPLANATION).exists()
+        refined = explained and (self.path / REFINEMENT).exists()
+        places = {"Contact sheet": CONTACT_SHEET, "Report": REPORT}
+        there = {what: self.path / name for what, name in places.items() if (self.path / name).exists()}
+        return summary.summary(
+            self.metrics,
+            self.explanation if explained else None,
+            self.arrays("contributions")["completeness_error"] if explained else np.zeros(1),
+            self.refinement if refined else None,
+            set(self.arrays("curated")["skipped"].tolist()) if refined else (),
+            {"Run directory": self.path, **there},
+        )
+
+    def conclusions(self) -> list[str]:
+        """What may, and what may not, be concluded from the explanation: the sentences the report begins with."""
+        errors = self.arrays("contributions")["completeness_error"]
+        return [
+            *findings.fidelity(self.explanation),
+            *findings.warnings(self.explanation, self.array("assignments").shape[1:], errors),
+        ]
+
+    def plot_prototype(self, prototype: int, n: int = 10, seed: int = 0) -> "Image.Image":
+        """A prototype's strongest crops, the images they are from, and members drawn at random, in three rows.
+
+        In the images the crop is framed in orange, and in blue all that this location of the feature map can see.
+
+        Args:
+          prototype: its id, 0 to K-1.
+          n: how many of each at most.
+          seed: of the draw.
+
+        Raises:
+          InputError: as `crops`.
+        """
+        from i2x_jax.results import plots
+
+        crops = self.crops(prototype, n)
+        assignments, images = self.array("assignments"), self.dataset.images
+        if not len(crops.rows):
+            raise InputError(f"no image has prototype {prototype}; allowed: one that occurs; choose another")
+        members = np.flatnonzero((assignments == prototype).any((1, 2)))
+        drawn = np.random.default_rng(asked.whole(seed, "the seed", 0)).permutation(members)[:n]
+        sides = crops.images.shape[1], self.model.receptive_field
+        return plots.prototype_picture(crops, images[crops.rows], images[drawn], assignments.shape[1:], sides)
+
+    def plot_pair(self, a: str, b: str) -> "altair.VConcatChart":
+        """Two classes: how well they are told apart at each checkpoint, and the prototypes that separate them."""
+        from i2x_jax.results import plots
+
+        return plots.pair_chart(self.told_apart(a, b), self.explanation.pair(a, b))
+
+    def plot_image(self, image: "int | np.ndarray", split: str = "train") -> "Image.Image":
+        """An image beside its strongest prototypes, numbered, and below its saliency at every checkpoint, on one scale.
+
+        Arguments and errors are those of `story`; it needs the model and the data.
+        """
+        from i2x_jax.results import plots
+
+        told = self.story(image, split)
+        maps = told.maps
+        pixels = (
+            asked.pixels(image, self.dataset.images.shape[1:])
+            if told.image is None
+            else (getattr(self.splits, told.split).images[told.image])
+        )
+        numbers = [each.prototype for each in told.prototypes if each.share > 0]
+        return plots.image_picture(pixels, told.assignments, numbers, maps)
 
     def to_frame(self, table: str) -> "pandas.DataFrame":
         """A table of the run as a pandas data frame, one row per record.
 
         Args:
-          table: one of `tables.TABLES`: intervals, prototypes, support, pairs, uncertain, metrics, refinement.
+          table: one of `Run.TABLES`: intervals, prototypes, support, pairs, uncertain, metrics, refinement.
 
         Raises:
-          InputError: no such table, or pandas is not installed.
+          InputError: no such table, the stage that makes it has not run, or pandas is not installed.
         """
-        from i2x_jax.results import tables
+        return tables.to_frame(self.records(table))
 
-        return tables.to_frame(self, table)
+    def records(self, table: str) -> list[dict[str, Any]]:
+        """The rows of a table as plain dicts, without pandas; arguments and errors as in `to_frame`."""
+        asked.one_of(table, "table", self.TABLES)
+        return tables.records(table, getattr(self, tables.SOURCES.get(table, "explanation")))
 
 
 def dataset_of(config: Config, data_dir: str | None) -> Splits:
@@ -199,7 +460,7 @@ def dataset_of(config: Config, data_dir: str | None) -> Splits:
     return load_splits(data.name, data.validation, data.max_train, data.image_size, config.seed, data_dir)
 
 
-def model_of(config: Config, dataset: Dataset):
+def model_of(config: Config, dataset: Dataset) -> "Model":
     """The `models.Model` a config asks for."""
     from i2x_jax import models
 

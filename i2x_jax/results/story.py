@@ -1,16 +1,17 @@
-"""What a run says of one prototype and of one image: crops and stories (DESIGN 2.4, 2.8)."""
+"""What a run says of one prototype, one image, and two classes: crops, stories, since when (DESIGN 2.4, 2.7, 2.8)."""
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from i2x_jax.config import InputError
 from i2x_jax.explanation import uncertainty
+from i2x_jax.results import asked
 
 if TYPE_CHECKING:
-    from i2x_jax.results.opened_run import Run
+    from i2x_jax.evidence.one_image import ImageEvidence
 
 # One static shape for every call, so that the program is compiled once.
 MAPS_PER_BATCH = 128
@@ -49,29 +50,164 @@ class StoryPrototype:
     area: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Story:
-    """How the network came to see one training image as it does.
+class Contribution(NamedTuple):
+    """What a prototype adds to a logit in one image at the last checkpoint, signed, in logits."""
+
+    prototype: int
+    contribution: float
+
+
+class Seen(NamedTuple):
+    """What is known of an image before its story is told.
 
     Attributes:
-      image: row in every array of the run.
-      label: name of its class.
+      split: 'train', 'validation' or 'test'; 'own' for an image that is in none.
+      image: its row in that split; None for an own image.
+      label: its class; None for an own image.
+      confidence: float32 `[T, M]`.
+      intensity: float32 `[T, K]`; None where the network is not at hand.
+      assignments: int `[h, w]`, the prototype of every location; None as above.
+      measure: measures the image, or raises `InputError` where the network is not at hand.
+      row: looks up its index in the data that were handed over, or raises `InputError` where they are not at hand.
+    """
+
+    split: str
+    image: int | None
+    label: int | None
+    confidence: np.ndarray
+    intensity: np.ndarray | None
+    assignments: np.ndarray | None
+    measure: Callable[[], "ImageEvidence"]
+    row: Callable[[], int | None]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Story:
+    """How the network came to see one image as it does.
+
+    What needs the network is measured when it is first asked for, at all checkpoints (`contributions`, `bias`,
+    `logits`, `maps`, `why`); with an own model whose run was opened without it, that raises `InputError`.
+
+    Attributes:
+      image: row in the arrays of its split; None for an image that was handed over.
+      split: 'train', 'validation' or 'test'; 'own' for an image that was handed over.
+      label: name of its class; None for an image that was handed over.
       predicted: name of the class of highest confidence at the last checkpoint.
+      classes: M names, in the order of the logits.
       steps: int32 `[T]`.
       confidence: float32 `[T, M]`.
-      prototypes: those that the image has, by share of the saliency, largest first.
+      prototypes: those that the image has, by share of the saliency, largest first. Empty where they are not in the
+        files and the network is not at hand; `reason` then says so.
       left_out: whether the curated set leaves the image out.
       reason: why it does or does not, in a sentence.
     """
 
-    image: int
-    label: str
+    image: int | None
+    split: str
+    label: str | None
     predicted: str
+    classes: tuple[str, ...]
     steps: np.ndarray
     confidence: np.ndarray
     prototypes: tuple[StoryPrototype, ...]
     left_out: bool
     reason: str
+    _seen: Seen = dataclasses.field(repr=False)
+
+    @functools.cached_property
+    def row(self) -> int | None:
+        """Index of the image in the data that were handed over, or in the data set's own split; None for an own image.
+
+        Raises:
+          InputError: an own model, whose run was opened without its images.
+        """
+        return self._seen.row()
+
+    @functools.cached_property
+    def _measured(self):
+        return self._seen.measure()
+
+    @property
+    def contributions(self) -> np.ndarray:
+        """Of every prototype to every logit, signed, float32 `[T, K, M]`, in logits; exact behind a linear head."""
+        return self._measured.contributions
+
+    @property
+    def bias(self) -> np.ndarray:
+        """What no location contributes, float32 `[T, M]`, in logits."""
+        return self._measured.bias
+
+    @property
+    def logits(self) -> np.ndarray:
+        """Float32 `[T, M]`; `contributions.sum(1) + bias` behind a linear head."""
+        return self._measured.logits
+
+    @property
+    def maps(self) -> np.ndarray:
+        """Saliency float32 `[T, h, w]` of the label (without one: of the predicted class), in logits."""
+        return self._measured.maps
+
+    @property
+    def assignments(self) -> np.ndarray | None:
+        """The prototype of every location, int `[h, w]`; None where it takes a network that is not at hand."""
+        return self._seen.assignments
+
+    def why(self, name: str | None = None) -> tuple[Contribution, ...]:
+        """The prototypes of the image, by what they add to the logit of a class at the last checkpoint.
+
+        Args:
+          name: of the class; None for the predicted one.
+
+        Returns:
+          Largest absolute contribution first.
+
+        Raises:
+          InputError: an unknown class, or the network is not at hand.
+        """
+        name = self.predicted if name is None else asked.one_of(str(name), "class", self.classes)
+        final = self.contributions[-1][:, self.classes.index(name)]
+        present = np.array([each.prototype for each in self.prototypes], int)
+        order = present[np.argsort(-abs(final[present]), kind="stable")]
+        return tuple(Contribution(int(k), float(final[k])) for k in order)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ToldApart:
+    """Since when the network tells two classes apart, on validation images.
+
+    Attributes:
+      a: one class.
+      b: the other.
+      step: of the first checkpoint from which `auc` stays at least 0.95 to the end; None for never.
+      before: step of the last checkpoint at which it was lower; None where there is none. It happened in between.
+      steps: int32 `[T]`.
+      auc: float64 `[T]`, area under the ROC of the difference of the two confidences, 0 to 1; one half is chance.
+    """
+
+    a: str
+    b: str
+    step: int | None
+    before: int | None
+    steps: np.ndarray
+    auc: np.ndarray
+
+
+def told_apart(
+    names: tuple[str, str], pair: tuple[int, int], steps: np.ndarray, labels: np.ndarray, confidence: np.ndarray
+) -> ToldApart:
+    """Since when two classes are told apart.
+
+    Args:
+      names: of the two classes.
+      pair: their labels.
+      steps: int `[T]`.
+      labels: int `[n]`, of validation samples.
+      confidence: `[T, n, M]`.
+    """
+    step = uncertainty.told_apart(confidence, labels, steps, *pair)
+    earlier = [int(each) for each in steps if step is None or each < step]
+    auc = uncertainty.auc_over_time(confidence, labels, *pair)
+    return ToldApart(*names, step, earlier[-1] if earlier else None, steps, auc)
 
 
 def strongest_members(area: np.ndarray, intensity: np.ndarray, count: int) -> np.ndarray:
@@ -89,37 +225,52 @@ def strongest_members(area: np.ndarray, intensity: np.ndarray, count: int) -> np
     return members[np.argsort(-intensity[members], kind="stable")[:count]]
 
 
-def crops(run: "Run", prototype: int, count: int) -> Crops:
-    """See `Run.crops`."""
-    from i2x_jax.evidence.saliency import crop_size, crops_at
+def crops(
+    prototype: int,
+    count: int,
+    images: np.ndarray,
+    assignments: np.ndarray,
+    intensity: np.ndarray,
+    maps_of: Callable[[np.ndarray], np.ndarray],
+    side: int,
+) -> Crops:
+    """The places where a prototype is strongest.
+
+    Args:
+      prototype: its id.
+      count: how many at most.
+      images: uint8 `[N, H, W, C]`.
+      assignments: int `[N, h, w]`.
+      intensity: `[N, K]` at the last checkpoint.
+      maps_of: rows `[n]` to their saliency maps `[n, h, w]` at the last checkpoint.
+      side: of a crop, in pixels.
+    """
+    from i2x_jax.evidence.saliency import crops_at
     from i2x_jax.report.contact_sheet import peaks_of
 
-    assignments, final = run.array("assignments"), run.array("intensity")[-1]
-    if not 0 <= prototype < final.shape[1]:
-        raise InputError(f"unknown prototype {prototype}; allowed: 0 to {final.shape[1] - 1}; check the number")
-    if count < 1:
-        raise InputError(f"{count} crops asked for; allowed: at least 1; raise n")
-    final = np.array(final[:, prototype])
+    final = np.array(intensity[:, prototype])
     rows = strongest_members((assignments == prototype).sum((1, 2)), final, count)
-    variables = run.variables(run.steps[-1])
-    peaks = peaks_of(assignments, lambda chosen: maps_of(run, variables, chosen), prototype, rows)
-    images = run.dataset.images
-    side = crop_size(run.model, images.shape[1:])
+    peaks = peaks_of(assignments, maps_of, prototype, rows)
     return Crops(crops_at(images[rows], peaks, assignments.shape[1:], side), rows, peaks, final[rows])
 
 
-def maps_of(run: "Run", variables: dict, rows: np.ndarray) -> np.ndarray:
-    """Saliency maps float32 `[n, h, w]`, in logits, of some images with the weights of one checkpoint (DESIGN 2.3).
+def maps_of(model, cam: str, target: str, variables: dict, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Saliency maps float32 `[n, h, w]`, in logits, with the weights of one checkpoint (DESIGN 2.3).
 
-    What is explained is the logit that the run explains, of the label or of the predicted class.
+    Args:
+      model: the classifier.
+      cam: one of `saliency.RULES`.
+      target: 'label' or 'predicted', the logit that is explained.
+      variables: of the checkpoint.
+      images: uint8 `[n, H, W, C]`.
+      labels: int32 `[n]`.
     """
-    settings, dataset = run.config.explain, run.dataset
-    batch_maps = _batch_maps(run.model, settings.cam, settings.target)
-    parts = [np.zeros((0, *run.model.feature_shape[:2]), np.float32)]
-    for start in range(0, len(rows), MAPS_PER_BATCH):
-        part = rows[start : start + MAPS_PER_BATCH]
-        filled = np.pad(part, (0, MAPS_PER_BATCH - len(part)), mode="edge")
-        parts.append(np.asarray(batch_maps(variables, dataset.images[filled], dataset.labels[filled]))[: len(part)])
+    batch_maps = _batch_maps(model, cam, target)
+    parts = [np.zeros((0, *model.feature_shape[:2]), np.float32)]
+    for start in range(0, len(images), MAPS_PER_BATCH):
+        size = len(images[start : start + MAPS_PER_BATCH])
+        filled = np.pad(np.arange(start, start + size), (0, MAPS_PER_BATCH - size), mode="edge")
+        parts.append(np.asarray(batch_maps(variables, images[filled], labels[filled]))[:size])
     return np.concatenate(parts)
 
 
@@ -137,32 +288,48 @@ def _batch_maps(model, cam, target):
     return batch_maps
 
 
-def story(run: "Run", image: int) -> Story:
-    """See `Run.story`."""
-    labels, classes = run.array("labels"), run.explanation.classes
-    if not 0 <= image < len(labels):
-        raise InputError(f"unknown image {image}; allowed: 0 to {len(labels) - 1}; check the number")
-    intensity = np.array(run.array("intensity")[:, image])
-    confidence = np.array(run.array("confidence")[:, image])
-    area = uncertainty.prototype_area(run.array("assignments")[image][None], intensity.shape[1])[0]
+def tell(seen: Seen, classes: Sequence[str], steps: np.ndarray, curated: Mapping[str, np.ndarray]) -> Story:
+    """The story of an image.
+
+    Args:
+      seen: what is known of it.
+      classes: M names.
+      steps: int32 `[T]`.
+      curated: the members of curated.npz.
+    """
+    prototypes, share = (), None
+    if seen.intensity is not None:
+        prototypes, share = _prototypes(seen.intensity, seen.assignments)
+    if seen.split != "train":
+        left_out, reason = False, "Not a training image: only training images can be left out."
+    else:
+        left_out, reason = _verdict(classes, seen.label, seen.image, share, curated)
+    if seen.intensity is None:
+        reason += " Its prototypes are not in the files of the run: they take the model and the images."
+    return Story(
+        image=seen.image,
+        split=seen.split,
+        label=None if seen.label is None else classes[seen.label],
+        predicted=classes[seen.confidence[-1].argmax()],
+        classes=tuple(classes),
+        steps=steps,
+        confidence=seen.confidence,
+        prototypes=prototypes,
+        left_out=left_out,
+        reason=reason,
+        _seen=seen,
+    )
+
+
+def _prototypes(intensity, assignments):
+    """`StoryPrototype`s of intensity `[T, K]` and assignments `[h, w]`, and the share of the saliency `[K]`."""
+    area = uncertainty.prototype_area(np.asarray(assignments)[None], intensity.shape[1])[0]
     mass = uncertainty.saliency_mass(intensity[-1], area)
     share = mass / mass.sum() if mass.sum() > 0 else np.zeros_like(mass)
     present = np.flatnonzero(area)
     present = present[np.argsort(-share[present], kind="stable")]
-    label = int(labels[image])
-    left_out, reason = _verdict(classes, label, image, share, run.arrays("curated"))
-    return Story(
-        image=image,
-        label=classes[label],
-        predicted=classes[confidence[-1].argmax()],
-        steps=run.steps,
-        confidence=confidence,
-        prototypes=tuple(
-            StoryPrototype(int(k), intensity[:, k], float(share[k]), float(area[k] / area.sum())) for k in present
-        ),
-        left_out=left_out,
-        reason=reason,
-    )
+    found = (StoryPrototype(int(k), intensity[:, k], float(share[k]), float(area[k] / area.sum())) for k in present)
+    return tuple(found), share
 
 
 def _verdict(classes, label, image, share, curated):

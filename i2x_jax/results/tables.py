@@ -1,4 +1,4 @@
-"""The results of a run as flat tables."""
+"""The results of a run as flat tables: each of what it is made of, one dict of plain values a row."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
@@ -8,22 +8,23 @@ from i2x_jax.config import InputError
 if TYPE_CHECKING:
     import pandas
 
-    from i2x_jax.results.opened_run import Run
+
+def records(table: str, source: Any) -> list[dict[str, Any]]:
+    """The rows of a table.
+
+    Args:
+      table: one of `TABLES`.
+      source: what it is made of: the explanation, the lines of metrics.jsonl or the refinement table (`SOURCES`).
+    """
+    return TABLES[table](source)
 
 
-def records(run: "Run", table: str) -> list[dict[str, Any]]:
-    """The rows of a table, each a dict of plain values; see `Run.to_frame`.
+def to_frame(rows: list[dict[str, Any]]) -> "pandas.DataFrame":
+    """Rows as a pandas data frame.
 
     Raises:
-      InputError: no such table, or the stage that makes it has not run.
+      InputError: pandas is not installed.
     """
-    if table not in TABLES:
-        raise InputError(f"unknown table {table!r}; allowed: {', '.join(TABLES)}; check the spelling")
-    return TABLES[table](run)
-
-
-def to_frame(run: "Run", table: str) -> "pandas.DataFrame":
-    """See `Run.to_frame`."""
     try:
         import pandas
     except ImportError:
@@ -31,12 +32,12 @@ def to_frame(run: "Run", table: str) -> "pandas.DataFrame":
             "a table as a data frame needs pandas, which is not installed; allowed: any pandas from 2.2 on; "
             "pip install pandas"
         ) from None
-    return pandas.DataFrame.from_records(records(run, table))
+    return pandas.DataFrame.from_records(rows)
 
 
-def _intervals(run):
+def _intervals(explanation):
     rows = []
-    for each in run.explanation.intervals:
+    for each in explanation.intervals:
         row = dataclasses.asdict(each)
         mean, p95, p99 = row.pop("null")
         row["fallbacks"] = "; ".join(row["fallbacks"])
@@ -44,7 +45,7 @@ def _intervals(run):
     return rows
 
 
-def _prototypes(run):
+def _prototypes(explanation):
     return [
         {"prototype": each.id, "count": each.count, "share": each.share}
         | {
@@ -53,21 +54,21 @@ def _prototypes(run):
             "nearest": each.nearest[0].prototype if each.nearest else None,
             "distance": each.nearest[0].distance if each.nearest else None,
         }
-        for each in run.explanation.prototypes
+        for each in explanation.prototypes
     ]
 
 
-def _support(run):
-    steps = run.explanation.steps
+def _support(explanation):
+    steps = explanation.steps
     return [
         {"class": each.name, "from_step": steps[record.interval], "to_step": steps[record.interval + 1]}
         | dataclasses.asdict(record)
-        for each in run.explanation.per_class
+        for each in explanation.per_class
         for record in each.support
     ]
 
 
-def _pairs(run):
+def _pairs(explanation):
     return [
         {
             "a": pair.a,
@@ -80,12 +81,12 @@ def _pairs(run):
             "separating": pair.separating[0].prototype if pair.separating else None,
             "uncertain": None if pair.uncertain is None else len(pair.uncertain),
         }
-        for pair in run.explanation.pairs
+        for pair in explanation.pairs
     ]
 
 
-def _uncertain(run):
-    steps = run.explanation.steps
+def _uncertain(explanation):
+    steps = explanation.steps
     return [
         {
             "a": pair.a,
@@ -98,21 +99,21 @@ def _uncertain(run):
             "stable": each.stable[t],
             "counted": pair.counted[t],
         }
-        for pair in run.explanation.pairs
+        for pair in explanation.pairs
         for each in pair.uncertain or ()
         for t in range(len(steps) - 1)
     ]
 
 
-def _metrics(run):
-    return run.metrics
+def _metrics(metrics):
+    return metrics
 
 
-def _refinement(run):
+def _refinement(refinement):
     return [
         {"strategy": name, "phases": entry["phases"], "seed": seed["seed"], "accuracy": seed["accuracy"]}
         | {"pair_confusions": seed["pair_confusions"], "worst_class": seed["worst_class"]["accuracy"]}
-        for name, entry in run.refinement["strategies"].items()
+        for name, entry in refinement["strategies"].items()
         for seed in entry["seeds"]
     ]
 
@@ -126,3 +127,5 @@ TABLES = {
     "metrics": _metrics,
     "refinement": _refinement,
 }
+# What a table is made of: a part of a run; the explanation for those that are not named.
+SOURCES = {"metrics": "metrics", "refinement": "refinement"}

@@ -41,7 +41,7 @@ def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[i
         if spec[-1] > total:
             raise InputError(
                 f"train.checkpoints asks for step {spec[-1]}; allowed: 0 to {total}, the last step of this training; "
-                "set --config.train.checkpoints or raise --config.train.epochs"
+                "set train.checkpoints or raise train.epochs"
             )
         return tuple(sorted({0, *spec, total}))
     count = min(count, total + 1)
@@ -224,7 +224,7 @@ class Checkpoints:
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise InputError(
                     f"checkpoint {self.directory / str(step)} holds NaN or infinity in {name}; allowed: finite "
-                    "weights; train again in another --workdir, perhaps with a lower --config.train.learning_rate"
+                    "weights; train again in another workdir, perhaps with a lower train.learning_rate"
                 )
         return variables
 

@@ -122,7 +122,7 @@ class TestReading:
             self.read(copied, memory_budget=self.NEEDED - 1)
         line = one_line(error)
         assert "takes 862,400 bytes of memory as 1,100 images of 28x28x1; allowed: 862,399 bytes" in line
-        assert "--config.data.image_size" in line
+        assert "data.image_size" in line
 
     def test_a_set_that_fits_to_the_byte_is_read(self, copied):
         assert len(self.read(copied, memory_budget=self.NEEDED)[0]) == FEW
@@ -278,7 +278,7 @@ class TestSetOfOnesOwn:
         shape = {"dimensions": ["-1", "-1", "1"]}
         self.with_features(own, lambda features: features["image"]["image"].update(shape=shape))
         line = refused("planted", tmp_path)
-        assert "data set 'planted' has images of several sizes; allowed: one size; set --config.data.image_size" in line
+        assert "data set 'planted' has images of several sizes; allowed: one size; set data.image_size" in line
         resized = data.load("planted", "test", str(tmp_path), image_size=28)
         np.testing.assert_array_equal(resized.images, mnist.images[:FEW])
 

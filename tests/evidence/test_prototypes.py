@@ -111,7 +111,7 @@ class TestPca:
         np.testing.assert_allclose(prototypes.pca(moments, 2).mean, rows.mean(0), atol=1e-5)
 
     def test_what_cannot_be_decomposed_is_refused(self):
-        with pytest.raises(InputError, match=r"13 PCA dimensions .* 12 channels.*--config.explain.pca_dims"):
+        with pytest.raises(InputError, match=r"13 PCA dimensions .* 12 channels.*explain.pca_dims"):
             prototypes.pca(moments_of(correlated(), 500), 13)
         with pytest.raises(InputError, match="non-finite"):
             prototypes.pca(moments_of(np.full((4, 2), np.nan, np.float32), 4), 1)
@@ -198,7 +198,7 @@ class TestKmeans:
         assert ours.inertia == pytest.approx(0, abs=1e-10)
 
     def test_more_clusters_than_rows_is_refused(self):
-        with pytest.raises(InputError, match=r"^11 prototypes .* 10 feature .*--config.explain.num_prototypes$"):
+        with pytest.raises(InputError, match=r"^11 prototypes .* 10 feature .*explain.num_prototypes$"):
             fit(np.zeros((10, 3), np.float32), 11)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])

@@ -15,7 +15,6 @@ from programs import ROOT
 
 from experiments.tools import documents
 from i2x_jax.config import InputError
-from i2x_jax.report.summary import summary
 from i2x_jax.results.files import read_header
 from i2x_jax.results.opened_run import Run
 
@@ -91,7 +90,7 @@ def test_the_digits_run_is_shown_as_it_is_printed(folder, finished):
     made = documents.documents(folder, {"digits": run}, {})
     text = made["README.md"].decode()
     shown = documents.inside(text, "digits").splitlines()
-    printed = summary(run).splitlines()
+    printed = run.summary().splitlines()
     assert shown[0] == shown[-1] == "```"
     # All but the last paragraph, which names folders.
     assert shown[1:-1] == printed[: len(shown) - 2]

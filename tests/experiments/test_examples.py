@@ -76,10 +76,18 @@ def test_the_notebook_walks_through_a_run(base, finished):
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     assert [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"] == []
     shown = [output.data for output in outputs if "data" in output]
-    # Three strips of a prototype, one of each separating prototype, two charts, and the picture of one image.
+    # A prototype, each separating prototype, two charts, and one image.
     assert sum("image/png" in data for data in shown) >= 7
     text = "\n".join(output.text for output in outputs if output.output_type == "stream")
     assert "6 and 7: " in text
+    assert "The same image, handed over without a label, is taken for" in text
     markdown = [data["text/markdown"] for data in shown if "text/markdown" in data]
     assert len(markdown) == 1
     assert "to measure a fit" in markdown[0]
+
+
+def test_the_notebook_uses_the_public_api_alone():
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    assert re.findall(r"^(?:from|import) i2x_jax.*$", code, re.MULTILINE) == ["from i2x_jax import Run"]
+    assert not re.search(r"\._[a-z]", code)

@@ -186,6 +186,33 @@ def test_support_is_deviation_times_coefficient_beside_the_contribution():
     )  # prototype 3 did not change
 
 
+def test_support_names_prototypes_that_occur_in_at_least_5_percent_of_the_class():
+    run = planted_support()
+    labels = np.repeat([0, 1, 2], 20).astype(np.int32)
+    area = np.zeros((60, 4), int)
+    area[:, 1] = 1  # everywhere
+    area[20, 0] = 1  # in one of the 20 dogs: exactly 5 %
+    area[:20, 2] = 1  # in other classes only
+    intensity = np.zeros((3, 60, 4))
+    intensity[1, ::2] = [2, 4, 6, 0]
+    run |= {"labels": labels, "area": area, "intensity": intensity, "groups": np.zeros((2, 60), np.int32)}
+    supports = structure.build_explanation(**run).for_class("dog").support
+    assert [record.prototype for record in supports] == [1, 0]
+    run["labels"] = np.append(labels[:-1], 1)  # 21 dogs: less than 5 %
+    supports = structure.build_explanation(**run).for_class("dog").support
+    assert [record.prototype for record in supports] == [1]
+
+
+@pytest.mark.parametrize(
+    ("contribution", "disagrees"), [(0.0, False), (0.0099, False), (0.0101, True), (-0.0101, False)]
+)
+def test_support_disagrees_with_contributions_of_at_least_a_hundredth_logit(contribution, disagrees):
+    run = planted_support()
+    run["contributions"][1, 1, 1, 1] = contribution  # the support of prototype 1 is -1
+    record = structure.build_explanation(**run).for_class("dog").support[0]
+    assert (record.prototype, record.disagrees) == (1, disagrees)
+
+
 def test_support_lists_stable_signs_only():
     run = planted_support()
     run["mapping"]["sign_agreement"][0, :, 1] = [0.9, 0.895, np.nan, 1]

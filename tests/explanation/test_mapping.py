@@ -27,7 +27,7 @@ def planted(seed=0, rows=300, width=6, classes=3, slope=1.0, noise=0.05):
 def fit(data, subsets, seed=0, **options):
     dP, dY, total, labels = data[:4]
     options = {"permutations": 0, "resamples": 0, **options}
-    return mapping.map_samples(dP, dY, total, labels, dY.shape[1], subsets, seed, **options)
+    return mapping.map_samples(dP, dY, total, labels, dY.shape[1], subsets, mapping.Draws(seed, **options))
 
 
 def class_means(values, labels, train):

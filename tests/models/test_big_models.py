@@ -157,7 +157,7 @@ class TestRefusals:
             models.create("resnet18", num_classes=3, image_shape=(32, 32, 3), width=4)
         line = one_line(error)
         assert "resnet18 at tap stage4 is 1x1 for images of 32x32" in line
-        assert "--config.data.image_size" in line
+        assert "data.image_size" in line
         asked_for = models.create("resnet18", num_classes=3, image_shape=(32, 32, 3), width=4, allow_1x1=True)
         assert asked_for.feature_shape[:2] == (1, 1)
         earlier = models.create("resnet18", num_classes=3, image_shape=(32, 32, 3), width=4, tap="stage3")
@@ -170,7 +170,7 @@ class TestRefusals:
             models.create("inception_v3", num_classes=3, image_shape=(74, 74, 3), width=1, tap=tap, allow_1x1=True)
         line = one_line(error)
         assert "images of 74x74 are too small for inception_v3" in line
-        assert "--config.data.image_size" in line
+        assert "data.image_size" in line
 
     def test_an_unknown_tap_is_answered_with_those_there_are(self):
         with pytest.raises(InputError) as error:

@@ -154,18 +154,18 @@ class TestRefusals:
         with pytest.raises(InputError) as error:
             shape_of("cnnn")
         assert "'cnnn'; allowed: cnn" in one_line(error)
-        assert "--config.model.name" in one_line(error)
+        assert "model.name" in one_line(error)
 
     def test_an_unknown_tap(self):
         with pytest.raises(InputError) as error:
             shape_of(tap="conv9")
-        assert "'conv9' of cnn; allowed: conv1, conv2, conv3, conv4; set --config.model.tap" in one_line(error)
+        assert "'conv9' of cnn; allowed: conv1, conv2, conv3, conv4; set model.tap" in one_line(error)
 
     def test_a_map_of_one_location_unless_asked_for(self):
         with pytest.raises(InputError) as error:
             shape_of(side=1)
         assert "1x1 for images of 1x1" in one_line(error)
-        assert "--config.model.allow_1x1" in one_line(error)
+        assert "model.allow_1x1" in one_line(error)
         assert shape_of(side=1, allow_1x1=True)[:2] == (1, 1)
 
 

@@ -272,7 +272,7 @@ class TestWhatDoesNotFit:
         with pytest.raises(InputError) as error:
             torch_weights.from_torch("cnn", tensors, jax.eval_shape(model.init, jax.random.key(0)), "them")
         line = one_line(error)
-        assert "set --config.model.init_from" in line
+        assert "set model.init_from" in line
         return line
 
     def test_what_is_not_a_weight_is_passed_over(self, model, tensors):

@@ -13,7 +13,6 @@ from programs import command, environment, run
 
 from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.report.summary import summary
 from i2x_jax.results.files import STAGES, STEPS, read_config, read_header
 from i2x_jax.results.opened_run import Run
 
@@ -66,7 +65,7 @@ def test_the_terminal_keeps_the_lines_and_not_the_bars(shown, finished):
     assert [line.split(":")[0] for line in lines[1:8]] == [
         f"[{number}/7] {step}" for number, step in enumerate(STEPS, 1)
     ]
-    assert "\n".join(lines[9:]).rstrip() == summary(Run(finished))
+    assert "\n".join(lines[9:]).rstrip() == Run(finished).summary()
 
 
 def test_elsewhere_there_is_a_line_for_each_step_and_no_bar(base, finished, tmp_path):
@@ -79,7 +78,7 @@ def test_elsewhere_there_is_a_line_for_each_step_and_no_bar(base, finished, tmp_
     for number, (step, line) in enumerate(zip(STEPS, lines[1:], strict=False), 1):
         ended = r"done in \d+\.\d s" if step == "contact_sheet" else "already done"
         assert re.fullmatch(rf"\[{number}/7\] {step}: {ended}", line)
-    assert "\n".join(lines[9:]) == summary(Run(workdir))
+    assert "\n".join(lines[9:]) == Run(workdir).summary()
 
 
 def test_a_run_without_a_report_says_where_its_files_are(finished, capsys):
@@ -88,12 +87,12 @@ def test_a_run_without_a_report_says_where_its_files_are(finished, capsys):
 
 
 def test_verbosity_below_info_leaves_the_summary(base, finished):
-    assert run(base, finished, "--verbosity=-1") == f"{summary(Run(finished))}\n"
+    assert run(base, finished, "--verbosity=-1") == f"{Run(finished).summary()}\n"
 
 
 def test_verbosity_from_info_on_says_all(base, finished):
     nothing = f"Nothing to do: {', '.join(STAGES)} already done.\n\n"
-    assert run(base, finished, "--verbosity=0") == f"{nothing}{summary(Run(finished))}\n"
+    assert run(base, finished, "--verbosity=0") == f"{nothing}{Run(finished).summary()}\n"
 
 
 def test_quiet_work_says_nothing_and_has_no_bar(finished, tmp_path, monkeypatch, capsys):

@@ -14,9 +14,9 @@ from PIL import Image
 from i2x_jax.config import InputError
 from i2x_jax.evidence.saliency import crop_size, saliency_maps
 from i2x_jax.explanation.types import ClassExplanation, Explanation, Interval
-from i2x_jax.report import charts, examples, findings, gallery, page, pictures
+from i2x_jax.report import charts, examples, gallery, page
 from i2x_jax.report.content import rounded, visible
-from i2x_jax.results import story, tables
+from i2x_jax.results import findings, pictures, story, tables
 from i2x_jax.results.files import REFINEMENT, REPORT
 from tests.helpers import one_line
 from tests.report_run import CONTROL, HYPHENS, NAMES, SCRIPT, report_run, run_stages
@@ -471,21 +471,21 @@ class TestRun:
         assert expected in reason
 
     def test_story_refused(self, run):
-        with pytest.raises(InputError, match="allowed: 0 to 393") as error:
+        with pytest.raises(InputError, match="394; allowed: 0 to 393") as error:
             run.story(394)
         one_line(error)
 
     @pytest.mark.parametrize("name", tables.TABLES)
     def test_tables(self, run, name):
-        frame = pytest.importorskip("pandas").DataFrame(tables.records(run, name))
+        frame = pytest.importorskip("pandas").DataFrame(run.records(name))
         assert list(run.to_frame(name).columns) == list(frame.columns)
         assert run.to_frame(name).equals(frame)
 
     def test_tables_hold_the_figures(self, run):
-        rows = tables.records(run, "intervals")
+        rows = run.records("intervals")
         assert [row["gain"] for row in rows] == [each.gain for each in run.explanation.intervals]
-        assert len(tables.records(run, "pairs")) == 45
-        wavering = {(row["a"], row["b"], row["prototype"]) for row in tables.records(run, "uncertain")}
+        assert len(run.records("pairs")) == 45
+        wavering = {(row["a"], row["b"], row["prototype"]) for row in run.records("uncertain")}
         for pair in run.explanation.pairs:
             of_pair = {k for a, b, k in wavering if (a, b) == (pair.a, pair.b)}
             assert of_pair == {each.prototype for each in pair.uncertain or ()}

@@ -59,7 +59,7 @@ def test_sets_that_are_not_there_are_known_by_their_description(tmp_path, data, 
         ({"name": "cnn", "tap": "conv9"}, "unknown tap 'conv9' of cnn; allowed: conv1, conv2, conv3, conv4;"),
         ({"name": "cnnn"}, "unknown model 'cnnn'"),
         ({"data": "digitz"}, "unknown data set 'digitz'"),
-        ({"data": "tf_flowers"}, "images of several sizes; allowed: one size; set --config.data.image_size"),
+        ({"data": "tf_flowers"}, "images of several sizes; allowed: one size; set data.image_size"),
         pytest.param(
             {"name": "inception_v3", "width": 1, "image_size": 30},
             "images of 30x30 are too small for inception_v3",

@@ -42,7 +42,7 @@ class TestSelectSteps:
         with pytest.raises(InputError) as error:
             select_steps((5, 101), 8, 100)
         assert "step 101; allowed: 0 to 100" in one_line(error)
-        assert "--config.train.checkpoints" in one_line(error)
+        assert "train.checkpoints" in one_line(error)
 
 
 @functools.cache

@@ -1,11 +1,11 @@
-"""Sentences that the report says in words, computed from the figures (DESIGN 2.6, 2.9)."""
+"""What may be concluded, in sentences computed from the figures (DESIGN 2.6, 2.9)."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from i2x_jax.explanation.types import Explanation, Interval
-from i2x_jax.report.summary import INCOMPLETE
+from i2x_jax.results.summary import INCOMPLETE
 
 NOISE_SHARE = 0.5
 

@@ -1,37 +1,44 @@
 """A finished run in one screen of text."""
 
 import collections
-from collections.abc import Collection
+import os
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
 from i2x_jax.config import printable
 from i2x_jax.explanation.types import Explanation, PairExplanation
-from i2x_jax.results.files import CONTACT_SHEET, EXPLANATION, REFINEMENT, REPORT
-from i2x_jax.results.opened_run import Run
 
 # Relative error of contributions from which they are said not to add up; rounding stays far below.
 INCOMPLETE = 1e-3
 
 
-def summary(run: Run) -> str:
-    """Accuracy, what the explanation explains, the pair, and the refinement table; as far as the run has got."""
-    parts = [accuracy(run.metrics)]
-    if (run.path / EXPLANATION).exists():
-        parts += [fidelity(run.explanation), told_apart(run.explanation)]
-        errors = run.arrays("contributions")["completeness_error"]
+def summary(
+    metrics: list[dict],
+    explanation: Explanation | None,
+    errors: np.ndarray,
+    table: dict | None,
+    skipped: Collection[int],
+    where: Mapping[str, os.PathLike],
+) -> str:
+    """Accuracy, what the explanation explains, the pair, and the refinement table; as far as the run has got.
+
+    Args:
+      metrics: the lines of metrics.jsonl.
+      explanation: None where there is none yet; then there is no refinement either.
+      errors: completeness errors of the contributions, `[T]`.
+      table: the refinement table; None where there is none.
+      skipped: the uncertain prototypes that curation passed over.
+      where: paths by what is there, for the last lines.
+    """
+    parts = [accuracy(metrics)]
+    if explanation is not None:
+        parts += [fidelity(explanation), told_apart(explanation)]
         if errors.max() > INCOMPLETE:
             parts.append(completeness(errors))
-    if (run.path / REFINEMENT).exists():
-        names = run.refinement["pair"]
-        skipped = set(run.arrays("curated")["skipped"].tolist())
-        parts += [wavering(run.explanation.pair(*names), skipped), refinement(run.refinement)]
-    where = [f"Run directory    {run.path}"]
-    if (run.path / CONTACT_SHEET).exists():
-        where.append(f"Contact sheet    {run.path / CONTACT_SHEET}")
-    if (run.path / REPORT).exists():
-        where.append(f"Report           {run.path / REPORT}")
-    return "\n\n".join([*parts, "\n".join(where)])
+        if table is not None:
+            parts += [wavering(explanation.pair(*table["pair"]), skipped), refinement(table)]
+    return "\n\n".join([*parts, "\n".join(f"{what:<16} {path}" for what, path in where.items())])
 
 
 def accuracy(metrics: list[dict]) -> str:

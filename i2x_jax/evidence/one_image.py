@@ -1,0 +1,116 @@
+"""What one image takes from each prototype, over the checkpoints, measured when it is asked for (DESIGN 2.2 to 2.4)."""
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from i2x_jax.config import ExplainConfig
+from i2x_jax.devices.compilation import jit
+from i2x_jax.devices.mesh import fetch
+from i2x_jax.evidence import prototypes
+from i2x_jax.evidence.saliency import bias, contributions, saliency_maps
+from i2x_jax.models.model import Model, Variables
+
+
+class ImageEvidence(NamedTuple):
+    """One image at T checkpoints; float32.
+
+    Attributes:
+      contributions: signed, `[T, K, M]`, in logits: of each prototype to the logit of each class.
+      bias: `[T, M]`, what no location contributes.
+      logits: `[T, M]`; behind a linear head, contributions and bias add up to them.
+      confidence: `[T, M]`, softmax.
+      intensity: `[T, K]`, in logits.
+      maps: saliency `[T, h, w]`, in logits.
+    """
+
+    contributions: np.ndarray
+    bias: np.ndarray
+    logits: np.ndarray
+    confidence: np.ndarray
+    intensity: np.ndarray
+    maps: np.ndarray
+
+
+def measure_image(
+    model: Model,
+    checkpoints: Iterable[Variables],
+    image: np.ndarray,
+    label: int,
+    assignments: np.ndarray,
+    settings: ExplainConfig,
+) -> ImageEvidence:
+    """Measures one image at every checkpoint.
+
+    Args:
+      model: the classifier.
+      checkpoints: T variables of it.
+      image: uint8 `[H, W, C]`.
+      label: the class whose logit saliency explains, unless `settings.target` is 'predicted'.
+      assignments: int `[h, w]`, the prototype of every location.
+      settings: `num_prototypes`, `cam` and `target` are used.
+    """
+    parts = [
+        fetch(
+            _evidence(
+                model,
+                settings.num_prototypes,
+                settings.cam,
+                settings.target,
+                variables,
+                image[None],
+                np.array([label], np.int32),
+                np.array(assignments)[None],
+            )
+        )
+        for variables in checkpoints
+    ]
+    return ImageEvidence(*(np.stack(member) for member in zip(*parts, strict=True)))
+
+
+@functools.partial(jit, inference=True, static_argnames=("model", "num_prototypes", "cam", "target"))
+def _evidence(model, num_prototypes, cam, target, variables, images, labels, assignments):
+    """`ImageEvidence` without its first dimension, of a batch of one."""
+    features = model.features(variables, images)
+    with jax.default_matmul_precision("highest"):
+        logits = model.head(variables, features)
+    classes = labels if target == "label" else logits.argmax(-1)
+    maps = saliency_maps(model, variables, features, classes, cam=cam)
+    with jax.default_matmul_precision("highest"):
+        members = jax.nn.one_hot(assignments, num_prototypes)
+        evidence = jnp.einsum("bhwk,bhwm->bkm", members, contributions(model, variables, features))
+        nothing = bias(model, variables)
+        intensity = prototypes.intensity(maps, assignments, num_prototypes)
+    return ImageEvidence(evidence[0], nothing, logits[0], jax.nn.softmax(logits)[0], intensity[0], maps[0])
+
+
+def place_image(
+    model: Model, variables: Variables, found: dict[str, np.ndarray], image: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Which prototype each location of an image belongs to, and the class that is predicted.
+
+    Args:
+      model: the classifier.
+      variables: of the last checkpoint, on which prototypes are defined.
+      found: the run's prototypes: `mean`, `components`, `explained_variance_ratio` and `centroids`.
+      image: uint8 `[H, W, C]`.
+
+    Returns:
+      int16 `[h, w]` and a label.
+    """
+    features, logits = fetch(_features_and_logits(model, variables, image[None]))
+    pca = prototypes.Pca(*(found[name] for name in prototypes.Pca._fields))
+    points = prototypes.project(pca, features.reshape(-1, features.shape[-1]))
+    places = fetch(prototypes.assign(points, found["centroids"]))
+    return places.reshape(features.shape[1:3]).astype(np.int16), int(logits[0].argmax())
+
+
+@functools.partial(jit, inference=True, static_argnames=("model",))
+def _features_and_logits(model, variables, images):
+    features = model.features(variables, images)
+    with jax.default_matmul_precision("highest"):
+        return features, model.head(variables, features)

@@ -1,0 +1,210 @@
+"""What is asked of a `Run`: why an image is taken for a class, since when two are told apart, texts and pictures."""
+
+import numpy as np
+import pytest
+from helpers import ROUNDING, one_line
+from PIL import Image
+
+from i2x_jax import InputError, Run
+from i2x_jax.explanation.uncertainty import auc_over_time
+from i2x_jax.results import asked
+
+
+@pytest.fixture(scope="module")
+def run(finished):
+    return Run(finished)
+
+
+def summed_by_hand(run, image, assignments, step):
+    """Contributions `[K, M]` of an image behind the linear head of the CNN, location by location."""
+    variables = run.variables(step)
+    features = np.asarray(run.model.features(variables, image[None]), np.float64)[0]
+    weights, bias = (np.asarray(part, np.float64) for part in run.model.linear_head(variables))
+    expected = np.zeros((run.config.explain.num_prototypes, weights.shape[1]))
+    for row, column in np.ndindex(assignments.shape):
+        expected[assignments[row, column]] += features[row, column] @ weights / assignments.size
+    return expected, bias
+
+
+class TestStory:
+    @pytest.mark.parametrize("split", ["train", "validation", "test"])
+    def test_contributions_are_exact(self, run, split):
+        told = run.story(3, split)
+        dataset = getattr(run.splits, split)
+        assert (told.split, told.image, told.row) == (split, 3, dataset.rows[3])
+        assert told.label == dataset.class_names[dataset.labels[3]]
+        assert told.contributions.shape == (len(run.steps), 8, 10)
+        for t in (0, -1):
+            expected, bias = summed_by_hand(run, dataset.images[3], told.assignments, run.steps[t])
+            np.testing.assert_allclose(told.contributions[t], expected, rtol=1e-4, atol=1e-5)
+            np.testing.assert_allclose(told.bias[t], bias, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(told.contributions.sum(1) + told.bias, told.logits, rtol=1e-4, atol=1e-4)
+        probabilities = np.exp(told.logits) / np.exp(told.logits).sum(-1, keepdims=True)
+        np.testing.assert_allclose(probabilities, told.confidence, rtol=1e-4, atol=1e-5)
+        assert sum(each.share for each in told.prototypes) == pytest.approx(1)
+        assert told.reason.startswith("Kept" if split == "train" else "Not a training image")
+
+    def test_why_names_prototypes_of_the_image_by_their_size(self, run):
+        told = run.story(3)
+        why = told.why()
+        assert why == told.why(told.predicted)
+        assert {each.prototype for each in why} == set(np.unique(told.assignments))
+        final = told.contributions[-1][:, run.explanation.classes.index("4")]
+        assert [each.contribution for each in told.why("4")] == [final[each.prototype] for each in told.why("4")]
+        sizes = [abs(each.contribution) for each in told.why("4")]
+        assert sizes == sorted(sizes, reverse=True)
+
+    def test_measured_anew_is_what_the_files_hold(self, run):
+        """An image that is handed over is placed and measured as the run did, but for the label."""
+        told = run.story(5)
+        own = run.story(image=run.dataset.images[5])
+        assert (own.split, own.image, own.row, own.label) == ("own", None, None, None)
+        assert (own.predicted, own.left_out) == (told.predicted, False)
+        np.testing.assert_array_equal(own.assignments, told.assignments)
+        np.testing.assert_allclose(own.confidence, told.confidence, **ROUNDING)
+        np.testing.assert_array_equal(own.contributions, told.contributions)
+        if told.predicted == told.label:
+            for mine, stored in zip(own.prototypes, told.prototypes, strict=True):
+                np.testing.assert_allclose(mine.intensity, stored.intensity, **ROUNDING)
+        grey = run.story(run.dataset.images[5][..., 0])
+        np.testing.assert_array_equal(grey.contributions, own.contributions)
+
+    def test_rows_are_those_of_the_data_that_were_given(self, explained, data):
+        splits = explained.splits
+        found = set()
+        for index in (0, 1, 77, *(int(split.rows[2]) for split in splits)):
+            told = explained.story(index, split="given")
+            found.add(told.split)
+            assert told.row == index
+            np.testing.assert_array_equal(getattr(splits, told.split).images[told.image], data.images[index])
+            assert told.label == data.class_names[data.labels[index]]
+        assert found == {"train", "validation", "test"}
+        assert explained.story(7).row == splits.train.rows[7]
+        assert sorted(np.concatenate([split.rows for split in splits])) == list(range(len(data.labels)))
+
+    def test_a_general_head_says_what_it_leaves_out(self, explained):
+        told = explained.story(7)
+        # Its linear head was not named, so contributions come from gradients; they add up all the same.
+        np.testing.assert_allclose(told.contributions.sum(1) + told.bias, told.logits, rtol=1e-4, atol=1e-4)
+
+    def test_without_network_and_images_the_files_speak(self, explained):
+        opened = Run(explained.path)
+        told = opened.story(7)
+        assert told.prototypes == () or told.prototypes[0].share == explained.story(7).prototypes[0].share
+        assert told.prototypes
+        held = opened.story(3, "test")
+        np.testing.assert_array_equal(held.confidence, explained.arrays("test")["confidence"][:, 3])
+        assert (held.prototypes, held.assignments) == ((), None)
+        assert "take the model and the images" in held.reason
+        asks = (lambda: told.contributions, lambda: told.row, lambda: held.why(), lambda: opened.plot_image(7))
+        for ask in (*asks, lambda: opened.story(np.zeros((8, 8), np.uint8)), lambda: opened.story(7, "given")):
+            with pytest.raises(InputError) as error:
+                ask()
+            assert "call i2x_jax.explain again" in one_line(error)
+
+
+class TestToldApart:
+    def test_it_is_the_explanation_with_its_curve(self, run):
+        validation, classes = run.arrays("validation"), run.explanation.classes
+        for pair in run.explanation.pairs[::9]:
+            found = run.told_apart(pair.b, pair.a)
+            assert (found.a, found.b, found.step) == (pair.b, pair.a, pair.told_apart)
+            a, b = classes.index(pair.a), classes.index(pair.b)
+            expected = auc_over_time(validation["confidence"], validation["labels"], a, b)
+            np.testing.assert_allclose(found.auc, expected, rtol=1e-12)
+            steps = list(map(int, found.steps))
+            if found.step is None:
+                assert found.before == steps[-1]
+            else:
+                assert found.before == (steps[steps.index(found.step) - 1] if found.step > steps[0] else None)
+
+    def test_names_may_be_numbers(self, run):
+        assert run.told_apart(4, 9).a == "4"
+
+
+class TestTexts:
+    def test_repr_is_a_few_lines(self, run, explained):
+        for text in (repr(run), repr(run.explanation), repr(explained)):
+            assert len(text) < 600
+            assert 2 <= len(text.splitlines()) <= 5
+        assert "cnn on digits, 8 prototypes" in repr(run)
+        assert "your network on your images" in repr(explained)
+        assert "10 classes" in repr(run.explanation)
+
+    def test_conclusions_are_sentences(self, run):
+        assert any("to measure a fit" in sentence for sentence in run.conclusions())
+
+    def test_tables_are_named(self, run):
+        assert [len(run.records(name)) >= 0 for name in Run.TABLES] == [True] * 7
+
+
+class TestPlots:
+    def test_prototype(self, run):
+        picture = run.plot_prototype(1, n=4)
+        assert isinstance(picture, Image.Image)
+        assert picture.size == (4 * 72 + 3 * 6, 3 * 72 + 2 * 6)
+
+    def test_image(self, run):
+        picture = run.plot_image(3)
+        assert picture.size == (max(2 * 224 + 6, len(run.steps) * 78 - 6), 224 + 6 + 72)
+        assert run.plot_image(run.dataset.images[3]).size == picture.size
+
+    def test_pair(self, run):
+        chart = run.plot_pair("7", "6").to_dict()
+        curve, bars = chart["vconcat"]
+        values = next(layer for layer in curve["layer"] if layer["mark"]["type"] == "line")["data"]["values"]
+        found, pair = run.told_apart("7", "6"), run.explanation.pair("6", "7")
+        assert [value["step"] for value in values] == list(found.steps)
+        assert [value["auc"] for value in values] == list(found.auc)
+        evidence = {(row["prototype"], row["images"]): row["evidence"] for row in bars["data"]["values"]}
+        for each in pair.separating:
+            assert evidence[str(each.prototype), "in images of 6"] == each.evidence_a
+            assert evidence[str(each.prototype), "in images of 7"] == each.evidence_b
+
+
+WRONG = {
+    "a text": (lambda run: run.story("41"), "the train image is '41' of type str; allowed: a whole number, 0 to 393"),
+    "a float": (lambda run: run.story(41.0), "the train image is 41.0 of type float"),
+    "NaN": (lambda run: run.story(float("nan")), "the train image is nan of type float"),
+    "True": (lambda run: run.story(True), "the train image is True of type bool"),
+    "negative": (lambda run: run.story(-1), "the train image is -1; allowed: 0 to 393"),
+    "nothing": (lambda run: run.story(None), "the train image is None"),
+    "a list": (lambda run: run.story([1]), "the train image is [1] of type list"),
+    "beyond a split": (lambda run: run.story(10**6, "test"), "the test image is 1000000; allowed: 0 to"),
+    "no split": (lambda run: run.story(1, "tests"), "unknown split 'tests'; allowed: train, validation, test, given"),
+    "a split as a number": (lambda run: run.story(1, 2), "unknown split 2"),
+    "not given": (lambda run: run.story(10**6, "given"), "image 1000000 of the data that were given is in no split"),
+    "floats": (lambda run: run.story(np.zeros((8, 8))), "the image is float64 [8, 8]; allowed: a row of the run, or"),
+    "another size": (lambda run: run.story(np.zeros((8, 9, 1), np.uint8)), "uint8 [8, 9, 1]; allowed"),
+    "a batch": (lambda run: run.story(np.zeros((1, 8, 8, 1), np.uint8)), "or an array uint8 [8, 8, 1] or [8, 8]"),
+    "another class": (lambda run: run.story(3).why("cow"), "unknown class 'cow'; allowed: 0, 1"),
+    "a float of crops": (lambda run: run.crops(3.0), "the prototype is 3.0 of type float; allowed: a whole number"),
+    "no crops": (lambda run: run.crops(3, 0), "the number of crops n is 0; allowed: at least 1"),
+    "True crops": (lambda run: run.crops(3, True), "the number of crops n is True"),
+    "a .npz": (lambda run: run.array("mapping"), "'mapping' is several arrays; allowed here: steps, labels"),
+    "a .npz, the mend": (lambda run: run.array("mapping"), "use arrays('mapping')"),
+    "a .npy": (lambda run: run.arrays("labels"), "use array('labels')"),
+    "no array": (lambda run: run.array("figures"), "unknown array of a run 'figures'; allowed: steps, labels"),
+    "array 3": (lambda run: run.array(3), "unknown array of a run 3"),
+    "no table": (lambda run: run.to_frame(["pairs"]), "unknown table ['pairs']; allowed: intervals"),
+    "no class": (lambda run: run.told_apart("4", "cow"), "unknown class 'cow'"),
+    "one class": (lambda run: run.plot_pair("4", "4"), "allowed: two different classes"),
+    "no step": (lambda run: run.variables(7777), "no checkpoint at step 7777; allowed: 0, "),
+    "step as text": (lambda run: run.variables("0"), "the step is '0' of type str"),
+    "no prototype": (lambda run: run.plot_prototype(99), "the prototype is 99; allowed: 0 to 7"),
+    "a seed": (lambda run: run.plot_prototype(1, seed=-1), "the seed is -1; allowed: at least 0"),
+    "no path": (lambda run: Run(3), "the run directory is 3; allowed: a path"),
+}
+
+
+@pytest.mark.parametrize(("ask", "words"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments_get_one_line(run, ask, words):
+    with pytest.raises(InputError) as error:
+        ask(run)
+    assert words in one_line(error)
+    assert "--" not in one_line(error)
+
+
+def test_a_grey_image_is_no_colour_image():
+    with pytest.raises(InputError, match=r"uint8 \[8, 8\]; allowed: .* uint8 \[8, 8, 3\] of 0 to 255"):
+        asked.pixels(np.zeros((8, 8), np.uint8), (8, 8, 3))
