@@ -220,32 +220,42 @@ def account(
       mask: bool `[B]`, False for rows that do not count.
     """
     before, after = ends
-    if model.linear_head:
-        of_ends = [
-            ledger.End(end.sums, end.logits, *model.linear_head(held))
-            for end, held in zip(ends, variables, strict=True)
-        ]
-        logits = ledger.linear_parts(*of_ends)
-    else:
-        num_prototypes = before.own.shape[1]
-        # The features of either end under the head of the other.
-        crossed = [
-            _path(model, held, end.features, assignments, blank, num_prototypes)
-            for held, end, blank in zip(reversed(variables), ends, blanks, strict=True)
-        ]
-        own = [ledger.Path(end.own, end.start, end.path_error) for end in ends]
-        logits = ledger.path_parts((own[0], crossed[0]), (crossed[1], own[1]))
-    parts = ledger.confidence_parts(logits, before.logits, after.logits)
+    parts = parts_between(model, variables, blanks, ends, assignments)
     missed = ledger.residual(parts, before.logits, after.logits)
-    largest = jnp.maximum(jnp.abs(before.logits), jnp.abs(after.logits)).max(-1)
+    size = jnp.maximum(jnp.abs(before.logits), jnp.abs(after.logits)).max(-1)
     return Account(
         account=ledger.account_of(parts, labels),
         seeing=class_moments(parts.seeing, labels, mask),
         weighing=class_moments(parts.weighing, labels, mask),
         bias=_by_class(parts.bias, labels, mask),
         residual=jnp.where(mask, missed, 0).max(),
-        logit=jnp.where(mask, largest, 0).max(),
+        logit=jnp.where(mask, size, 0).max(),
     )
+
+
+def parts_between(
+    model: Model,
+    variables: Sequence[Variables],
+    blanks: Sequence[jax.Array],
+    ends: Sequence[End],
+    assignments: jax.Array,
+) -> ledger.Parts:
+    """Parts of the change of confidence between two checkpoints, sample by sample; arguments as in `account`."""
+    before, after = ends
+    if model.linear_head:
+        heads = [model.linear_head(held) for held in variables]
+        logits = ledger.linear_parts(
+            *(ledger.End(end.sums, end.logits, *head) for end, head in zip(ends, heads, strict=True))
+        )
+    else:
+        # The features of either end under the head of the other.
+        crossed = [
+            _path(model, held, end.features, assignments, blank, before.own.shape[1])
+            for held, end, blank in zip(reversed(variables), ends, blanks, strict=True)
+        ]
+        own = [ledger.Path(end.own, end.start, end.path_error) for end in ends]
+        logits = ledger.path_parts((own[0], crossed[0]), (crossed[1], own[1]))
+    return ledger.confidence_parts(logits, before.logits, after.logits)
 
 
 def coarse_account(before: End, after: End, labels: jax.Array) -> jax.Array:

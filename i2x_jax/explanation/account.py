@@ -10,8 +10,8 @@ import numpy as np
 
 from i2x_jax.explanation.uncertainty import flips
 
-# Entries that are named one by one; the rest is one line.
-NAMED = 5
+# Entries that are named one by one, as far as three decimals show them; the rest is one line.
+NAMED, SHOWN = 5, 5e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +65,15 @@ class IntervalLedger:
         verb = "rose" if change >= 0 else "fell"
         steps = f"{self.from_step} to {self.to_step}"
         lines = [f"steps {steps}: {verb} by {abs(change):.3f}, {self.before:.3f} to {self.after:.3f}"]
-        for each in self.entries[:NAMED]:
+        named = [each for each in self.entries[:NAMED] if abs(each.change) >= SHOWN]
+        for each in named:
             verb = "taken from" if each.taken >= 0 else "given to"
             lines.append(
                 f"  {each.change:+.3f} ± {each.error:.3f}  prototype {each.prototype:>3}"
                 f"  (seen {each.seeing:+.3f}, weighed {each.weighing:+.3f}; {verb} {each.rival} {abs(each.taken):.3f};"
                 f" in {100 * each.present:.0f} % of the images)"
             )
-        rest = self.entries[NAMED:]
+        rest = self.entries[len(named) :]
         lines.append(f"  {sum(each.change for each in rest):+.3f}  {len(rest)} other prototypes")
         lines.append(f"  {self.bias:+.3f}  the bias, which belongs to no place")
         return "\n".join(lines)
@@ -134,7 +135,8 @@ class ImageAccount:
         lines = [f"step {self.steps[0]}: {self.confidence[0]:.3f}"]
         for t, row in enumerate(self.account):
             largest = np.argsort(-np.abs(row[:-1]), kind="stable")[:NAMED]
-            named = ", ".join(f"{row[k]:+.3f} by {k}" for k in largest if row[k])
+            largest = largest[np.abs(row[largest]) >= SHOWN]
+            named = ", ".join(f"{row[k]:+.3f} by {k}" for k in largest)
             rest = row.sum() - row[largest].sum()
             reached = f"step {self.steps[t + 1]}: {self.confidence[t + 1]:.3f}"
             lines.append(f"{reached} = {named or 'nothing'}, {rest:+.3f} by the rest")

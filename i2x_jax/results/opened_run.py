@@ -3,6 +3,7 @@
 Nothing here needs JAX until a model or its weights are asked for, so that looking at a finished run is quick.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -12,11 +13,14 @@ import numpy as np
 
 from i2x_jax.config import OWN, Config, InputError
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
+from i2x_jax.explanation import account, uncertainty
+from i2x_jax.explanation.account import ClassLedger, ImageAccount, PairEntry
 from i2x_jax.explanation.types import Explanation
 from i2x_jax.explanation.types import from_json as explanation_from_json
-from i2x_jax.results import asked, findings, summary, tables
+from i2x_jax.results import asked, comparison, findings, summary, tables
 from i2x_jax.results import story as stories
 from i2x_jax.results.arrays import ARRAYS, read_array, read_arrays
+from i2x_jax.results.comparison import Compared
 from i2x_jax.results.files import (
     CHECKPOINTS,
     CONFIG,
@@ -346,6 +350,115 @@ class Run:
         with Checkpoints(self.path / CHECKPOINTS, read_only=True) as kept:
             checkpoints = (kept.restore_variables(int(step), like) for step in self.steps)
             return measure_image(model, checkpoints, pixels, label, assignments, self.config.explain)
+
+    def ledger(self, name: str, interval: tuple[int, int] | None = None) -> ClassLedger:
+        """The ledger of a class: what moved the mean confidence in it, over its own training images (DESIGN 2.5).
+
+        The sums are exact; printed, an interval is a few lines.
+
+        Args:
+          name: of the class.
+          interval: two neighbouring steps, such as (22, 63); None for all.
+
+        Raises:
+          InputError: an unknown class or interval, or a run that was made before there was a ledger.
+        """
+        label = self._label(name)
+        rows = np.flatnonzero(self.array("labels") == label)
+        found = account.class_ledger(
+            label,
+            self.explanation.classes,
+            self.steps,
+            self.arrays("ledger"),
+            np.asarray(self.array("confidence")[:, rows, label], np.float64).mean(1),
+            account.account_error(self.array("account")[:, rows]),
+            (self._area[rows] > 0).mean(0),
+        )
+        if interval is None:
+            return found
+        intervals = {(each.from_step, each.to_step): each for each in found.intervals}
+        if not isinstance(interval, (tuple, list)) or tuple(interval) not in intervals:
+            allowed = ", ".join(map(str, intervals))
+            raise InputError(f"unknown interval {asked.shown(interval)}; allowed: {allowed}; see .steps")
+        return dataclasses.replace(found, intervals=(intervals[tuple(interval)],))
+
+    def ledger_of_pair(self, a: str, b: str) -> tuple[PairEntry, ...]:
+        """Which prototypes moved the difference of two confidences, over the images of both classes (DESIGN 2.5).
+
+        `score` says how far a prototype wavered. Neither this score nor that of `explanation.pair(a, b).uncertain`
+        tells which images fail.
+
+        Raises:
+          InputError: as `ledger`.
+        """
+        counts = np.bincount(self.array("labels"), minlength=len(self.explanation.classes))
+        return account.pair_ledger(self.arrays("ledger"), counts, self._label(a), self._label(b))
+
+    def account(self, image: "int | np.ndarray", split: str = "train") -> ImageAccount:
+        """The account of one image: what moved its confidence in its label, interval by interval (DESIGN 2.5).
+
+        Args:
+          image: as in `story`; of an image of your own the confidence is that in the class predicted at the end.
+          split: as in `story`.
+
+        Raises:
+          InputError: as `story`, or a run that was made before there was a ledger.
+        """
+        if isinstance(image, (int, np.integer)) and split in SPLITS:
+            _, row = self._find(image, split)
+            if split == "train":
+                label = int(self.array("labels")[row])
+                confidence = np.array(self.array("confidence")[:, row, label])
+                return ImageAccount(self.steps, confidence, np.array(self.array("account")[:, row]))
+        story = self.story(image, split)
+        label = self.explanation.classes.index(story.label or story.predicted)
+        pixels = self.splits._asdict()[story.split].images[story.image] if story.split in SPLITS else image
+        parts = self._parts(asked.pixels(pixels, self.dataset.images.shape[1:]), story.assignments)
+        both = np.concatenate([parts.seeing + parts.weighing, parts.bias[:, None]], axis=1)
+        return ImageAccount(self.steps, np.asarray(story.confidence)[:, label], both[:, :, label])
+
+    def _parts(self, pixels, assignments):
+        from i2x_jax.evidence.one_image import account_image
+
+        checkpoints = [self.variables(step) for step in self.steps]
+        blank = self.arrays("prototypes")["blank"]
+        return account_image(self.model, checkpoints, pixels, assignments, blank, self.config.explain.num_prototypes)
+
+    def compare(self, other: "Run") -> tuple[Compared, ...]:
+        """The ledgers of two runs side by side, over the same images: other seeds, or before and after a repair.
+
+        Prototypes are matched by their places: so that as many locations as possible belong to the same in both.
+
+        Args:
+          other: a run whose prototypes are of the same images.
+
+        Raises:
+          InputError: the other run is of other images or classes, or either has no ledger.
+        """
+        if not isinstance(other, Run):
+            raise InputError(f"the other run is {asked.shown(other)}; allowed: an i2x_jax.Run; open its directory")
+        mine, theirs = (self._for_comparison(), other._for_comparison())
+        if mine.classes != theirs.classes or not np.array_equal(mine.labels, theirs.labels):
+            raise InputError(
+                f"{other.path} is of other images or classes than {self.path}; allowed: a run on the same training "
+                "images; compare runs of one data set and one split"
+            )
+        return comparison.compare(mine, theirs)
+
+    def _for_comparison(self):
+        found = self.arrays("ledger")
+        return comparison.Side(
+            self.explanation.classes, np.array(self.array("labels")), self.array("assignments"), found
+        )
+
+    def _label(self, name):
+        classes = self.explanation.classes
+        return classes.index(asked.one_of(str(name) if isinstance(name, int) else name, "class", classes))
+
+    @functools.cached_property
+    def _area(self):
+        """Locations of each prototype in each training image, int [N,K]."""
+        return uncertainty.prototype_area(self.array("assignments"), self.config.explain.num_prototypes)
 
     def told_apart(self, a: str, b: str) -> ToldApart:
         """Since when the network tells two classes apart, on validation images: the curve over the checkpoints.

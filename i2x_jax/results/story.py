@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from i2x_jax.explanation import uncertainty
+from i2x_jax.explanation import pairs, uncertainty
 from i2x_jax.results import asked
 
 if TYPE_CHECKING:
@@ -204,9 +204,9 @@ def told_apart(
       labels: int `[n]`, of validation samples.
       confidence: `[T, n, M]`.
     """
-    step = uncertainty.told_apart(confidence, labels, steps, *pair)
+    step = pairs.told_apart(confidence, labels, steps, *pair)
     earlier = [int(each) for each in steps if step is None or each < step]
-    auc = uncertainty.auc_over_time(confidence, labels, *pair)
+    auc = pairs.auc_over_time(confidence, labels, *pair)
     return ToldApart(*names, step, earlier[-1] if earlier else None, steps, auc)
 
 
