@@ -11,8 +11,8 @@ from experiments.tools.kill_and_resume import SMALL
 SLOW = ("jax", "flax", "optax", "orbax", "tensorflow_datasets", "scipy", "sklearn", "pandas", "altair", "jinja2")
 
 PROGRAMS = {
-    *("train_step", "batch_statistics", "batch_logits", "features", "moments_add", "project"),
-    *("_next_centre", "assign", "_add_members", "batch_evidence"),
+    *("train_step", "batch_statistics", "batch_logits", "batch_features", "moments_start", "project"),
+    *("_next_centre", "assign", "_add_members", "assign_locations", "take", "account", "class_moments"),
 }
 
 

@@ -129,33 +129,25 @@ def take(
     model: Model,
     settings: Measuring,
     variables: Variables,
-    images: jax.Array,
+    features: jax.Array,
     labels: jax.Array,
     assignments: jax.Array,
     blank: jax.Array,
 ) -> Taken:
     """Everything that is measured on a batch at one checkpoint, from one forward pass of the backbone.
 
+    Features are given, so that there is one program for the backbone at all checkpoints: that of the last one has to
+    be done before locations are assigned, and another program would round otherwise.
+
     Args:
       model: the classifier.
       settings: what is measured.
       variables: of the checkpoint.
-      images: `[B, H, W, C]`.
+      features: `[B, h, w, d]` of `batch_features`.
       labels: int32 `[B]`.
       assignments: int `[B, h, w]`, the prototype of every location.
       blank: `[1, h, w, d]`, features of the blank image at this checkpoint.
     """
-    return take_from_features(model, settings, variables, model.features(variables, images), labels, assignments, blank)
-
-
-@functools.partial(jit, inference=True, static_argnames=("model", "settings"))
-def take_final(model, settings, variables, features, labels, assignments, blank) -> Taken:
-    """`take` from features `[B, h, w, d]` that are at hand already, jitted."""
-    return take_from_features(model, settings, variables, features, labels, assignments, blank)
-
-
-def take_from_features(model, settings, variables, features, labels, assignments, blank) -> Taken:
-    """`take` from features `[B, h, w, d]`, to be called under `jax.jit`."""
     with jax.default_matmul_precision("highest"):
         logits = model.head(variables, features)
     classes = labels if settings.target == "label" else logits.argmax(-1)

@@ -5,8 +5,13 @@ block it was at, and ends with equal files, because blocks are added up in their
 devices.
 """
 
+import functools
+import hashlib
+import os
 import pathlib
-from collections.abc import Callable, Iterator
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +24,7 @@ from i2x_jax.evidence import measuring, prototypes
 from i2x_jax.explanation.analysis import choose_pairs
 from i2x_jax.models.model import Model, Variables
 from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.results.files import CHECKPOINTS
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training import loop as training
 
@@ -26,6 +32,8 @@ ROWS_PER_BLOCK = 4096
 # Bytes of variables that are held on the device for all checkpoints at once; more are read in turn.
 DEVICE_VARIABLES = 2**31
 STEP = "evidence"
+# Folder of what only serves to go on with the step: sums of blocks, and rows that are not kept as they are.
+WORKING = "working"
 Sums = dict[str, np.ndarray]
 
 
@@ -66,7 +74,7 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
       InputError: intensities or confidences that are not finite.
     """
     config, dataset = work.config, work.dataset
-    with directory.making(STEP, keep=True) as folder:
+    with directory.making(STEP, keep=made_from(work)) as folder:
         held_out = measure_held_out(directory, work)
         for split, confidence in held_out.items():
             np.savez(folder / f"{split}.npz", labels=getattr(work.splits, split).labels, confidence=confidence)
@@ -74,6 +82,7 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
         checkpoints = prepare(work, measuring_of(config, dataset.class_names, *validation))
         rows, done = open_rows(directory, work, checkpoints.settings)
         starts = range(0, len(dataset.labels), ROWS_PER_BLOCK)
+        batch_size = rows_at_once(config.explain.batch_size, len(dataset.labels))
         with directory.progress_bar(STEP, len(dataset.labels), "image") as bar:
             for number, start in enumerate(starts):
                 stop = min(start + ROWS_PER_BLOCK, len(dataset.labels))
@@ -82,12 +91,35 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
                     continue
                 part = dataset.take(np.arange(start, stop))
                 here = Rows(*(each if each is None else each[..., start:stop, :] for each in _by_row(rows)))
-                sums = measure_block(checkpoints, part, here, work.steps, start, config.explain.batch_size, bar.update)
+                sums = measure_block(checkpoints, part, here, work.steps, start, batch_size, bar.update)
                 finish_block(directory, rows, number, sums)
         directory.barrier("evidence written")
+        blanks = [blank_parts(checkpoints, t) for t in range(len(work.steps))]
         if directory.main:
-            write_sums(directory, work, checkpoints, len(starts))
+            write_sums(directory, work, checkpoints.settings, blanks, len(starts))
             save_margins(directory, work, rows, checkpoints.settings)
+
+
+def made_from(work: Run) -> str:
+    """A text that differs if prototypes or checkpoints do; what else there is, a run directory has one of.
+
+    Weights are told by the size and the time of their files: reading gigabytes to be sure would take longer than most
+    of what could be gone on with.
+    """
+    prototypes_digest = hashlib.sha256((work.path / "prototypes.npz").read_bytes()).hexdigest()
+    weights = [
+        (str(path.relative_to(work.path)), state.st_size, state.st_mtime_ns)
+        for path in sorted((work.path / CHECKPOINTS).rglob("*"))
+        if stat.S_ISREG((state := path.lstat()).st_mode)
+    ]
+    return repr((ROWS_PER_BLOCK, prototypes_digest, list(map(int, work.steps)), weights))
+
+
+def rows_at_once(batch_size: int, samples: int) -> int:
+    """How many samples a batch holds: where there are several blocks, they should fill their last batch too."""
+    if samples <= ROWS_PER_BLOCK:
+        return batch_size
+    return -(-ROWS_PER_BLOCK // -(-ROWS_PER_BLOCK // batch_size))
 
 
 def _by_row(rows):
@@ -134,7 +166,8 @@ def variables_of(work: Run) -> Callable[[int], Variables]:
     leaves = jax.tree.leaves(work.abstract_variables)
     size = sum(np.prod(leaf.shape, dtype=np.int64) * leaf.dtype.itemsize for leaf in leaves)
     if size * len(work.steps) > DEVICE_VARIABLES:
-        return lambda t: work.variables(work.steps[t])
+        # The ledger of an interval asks for those before it and those after it.
+        return functools.lru_cache(maxsize=2)(lambda t: work.variables(work.steps[t]))
     held = [work.variables(step) for step in work.steps]
     return held.__getitem__
 
@@ -151,11 +184,16 @@ def open_rows(directory: RunDirectory, work: Run, settings: measuring.Measuring)
         "account": (np.float32, (steps - 1, samples, k + 1)) if settings.ledger else None,
         "margin": (np.float32, (steps, samples, k)) if settings.pair else None,
     }
-    folder = directory.partial(STEP)
-    had_all = all((folder / f"{name}.npy").exists() for name, what in wanted.items() if what)
-    directory.barrier("files looked for")
-    rows = Rows(**{name: what and directory.shared_memmap(STEP, f"{name}.npy", *what) for name, what in wanted.items()})
-    done = {int(path.stem.removeprefix("block-")) for path in folder.glob("block-*.npz")} if had_all else set()
+    working = directory.partial(STEP) / WORKING
+    files = {name: f"{WORKING}/{name}.npy" if name == "margin" else f"{name}.npy" for name in wanted}
+    if directory.main:
+        if not all(directory.kept(STEP, files[name], *what) for name, what in wanted.items() if what):
+            # Sums of blocks whose rows are lost count for nothing, now and whenever this is gone on with.
+            shutil.rmtree(working, ignore_errors=True)
+        working.mkdir(exist_ok=True)
+    directory.barrier("blocks looked through")
+    rows = Rows(**{name: what and directory.shared_memmap(STEP, files[name], *what) for name, what in wanted.items()})
+    done = {int(path.stem.removeprefix("block-")) for path in working.glob("block-*.npz")}
     directory.barrier("blocks listed")
     return rows, done
 
@@ -231,22 +269,23 @@ def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[ja
     sums: dict[str, jax.Array] = {}
     for t in reversed(range(last + 1)):
         variables, blank = checkpoints.variables(t), checkpoints.blanks[t]
-        if t == last:
-            taken[t] = measuring.take_final(model, settings, variables, features, labels, places, blank)
-        else:
-            taken[t] = measuring.take(model, settings, variables, images, labels, places, blank)
-            if settings.ledger:
-                accounts[t] = measuring.account(
-                    model,
-                    (variables, checkpoints.variables(t + 1)),
-                    (blank, checkpoints.blanks[t + 1]),
-                    (taken[t].end, taken[t + 1].end),
-                    places,
-                    labels,
-                    mask,
-                )
+        if t < last:
+            features = measuring.batch_features(model, variables, images)
+        taken[t] = measuring.take(model, settings, variables, features, labels, places, blank)
+        if settings.ledger and t < last:
+            accounts[t] = measuring.account(
+                model,
+                (variables, checkpoints.variables(t + 1)),
+                (blank, checkpoints.blanks[t + 1]),
+                (taken[t].end, taken[t + 1].end),
+                places,
+                labels,
+                mask,
+            )
         for name, value in batch_sums(taken[t], accounts[t] if t < last else None, labels, mask).items():
             sums[f"{name} {t}"] = value
+        # Of every checkpoint at once, these would be as large as the features.
+        taken[t] = taken[t]._replace(maps=None, evidence=None)
         if settings.ledger and t + 2 <= last:
             path = measuring.path_differences(
                 taken[t].end, taken[t + 2].end, accounts[t].account + accounts[t + 1].account, labels, mask
@@ -305,12 +344,16 @@ def finish_block(directory: RunDirectory, rows: Rows, number: int, sums: Sums) -
     directory.barrier(f"block {number} written")
     if directory.main:
         folder = directory.partial(STEP)
-        np.savez(folder / "unfinished.npz", **sums)
-        (folder / "unfinished.npz").rename(_block(folder, number))
+        unfinished = folder / WORKING / "unfinished.npz"
+        with unfinished.open("wb") as file:
+            np.savez(file, **sums)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(_block(folder, number))
 
 
 def _block(folder: pathlib.Path, number: int) -> pathlib.Path:
-    return folder / f"block-{number}.npz"
+    return folder / WORKING / f"block-{number}.npz"
 
 
 def read_sums(folder: pathlib.Path, blocks: int) -> Iterator[Sums]:
@@ -320,8 +363,22 @@ def read_sums(folder: pathlib.Path, blocks: int) -> Iterator[Sums]:
             yield dict(members)
 
 
-def write_sums(directory: RunDirectory, work: Run, checkpoints: Checkpoints, blocks: int) -> None:
-    """contributions.npz, prototype_features.npz and ledger.npz, from the sums of all blocks, which are then removed."""
+def write_sums(
+    directory: RunDirectory,
+    work: Run,
+    settings: measuring.Measuring,
+    blanks: list[tuple[np.ndarray, np.ndarray]],
+    blocks: int,
+) -> None:
+    """contributions.npz, prototype_features.npz and ledger.npz, from the sums of all blocks.
+
+    Args:
+      directory: of the run.
+      work: the same, to read from.
+      settings: what was measured.
+      blanks: T results of `blank_parts`.
+      blocks: how many there are.
+    """
     folder, totals = directory.partial(STEP), {}
     for sums in read_sums(folder, blocks):
         add(totals, sums)
@@ -334,26 +391,24 @@ def write_sums(directory: RunDirectory, work: Run, checkpoints: Checkpoints, blo
     samples = counts[:, None, None]
     assignments = np.load(folder / "assignments.npy", mmap_mode="r")
     mean, std = moments_of(stacked("contribution", steps), stacked("contribution_square", steps), samples)
-    biases = [fetch(measuring.batch_bias(work.model, checkpoints.variables(t))) for t in range(steps)]
+    biases, evidence = zip(*blanks, strict=True)
     np.savez(
         folder / "contributions.npz",
         mean=np.float32(mean),
         std=np.float32(std),
         bias=np.stack(biases),
         completeness_error=stacked("largest_error", steps),
-        blank=np.float32(blank_contributions(checkpoints, assignments, labels, counts)),
+        blank=np.float32(blank_contributions(evidence, assignments, labels, counts, settings.num_prototypes)),
     )
-    if checkpoints.settings.ledger:
+    if settings.ledger:
         h, w, _ = work.model.feature_shape
-        locations = np.bincount(np.ravel(assignments), minlength=checkpoints.settings.num_prototypes)
+        locations = np.bincount(np.ravel(assignments), minlength=settings.num_prototypes)
         np.savez(
             folder / "prototype_features.npz",
             counts=locations.astype(np.int64),
             sums=np.float32(stacked("features", steps) * h * w),
         )
         np.savez(folder / "ledger.npz", **ledger_members(stacked, steps, counts))
-    for number in range(blocks):
-        _block(folder, number).unlink()
 
 
 def ledger_members(stacked: Callable[[str, int], np.ndarray], steps: int, counts: np.ndarray) -> Sums:
@@ -384,34 +439,40 @@ def moments_of(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> tup
     return mean, np.sqrt(np.maximum(second / counts - mean**2, 0))
 
 
+def blank_parts(checkpoints: Checkpoints, t: int) -> tuple[np.ndarray, np.ndarray]:
+    """What belongs to no place `[M]`, and what each location of the blank image contributes `[h, w, M]`.
+
+    Of one checkpoint. Computed by all processes, as everything on the device is.
+    """
+    model, variables = checkpoints.model, checkpoints.variables(t)
+    bias = measuring.batch_bias(model, variables)
+    return fetch((bias, measuring.blank_evidence(model, variables, checkpoints.blanks[t])))
+
+
 def blank_contributions(
-    checkpoints: Checkpoints, assignments: np.ndarray, labels: np.ndarray, counts: np.ndarray
+    evidence: Sequence[np.ndarray],
+    assignments: np.ndarray,
+    labels: np.ndarray,
+    counts: np.ndarray,
+    num_prototypes: int,
 ) -> np.ndarray:
     """What a blank image would contribute at the places of each prototype, mean over each class: `[T, M, K, M]`.
 
     Args:
-      checkpoints: of the run.
+      evidence: T times `[h, w, M]`, what each location of the blank image contributes.
       assignments: int `[N, h, w]`.
       labels: int `[N]`.
-      counts: int `[M]`, samples of each class.
+      counts: int `[M]`, samples of each class, at least 1.
+      num_prototypes: K.
     """
-    classes, k = len(counts), checkpoints.settings.num_prototypes
     places = np.prod(assignments.shape[1:])
-    members = np.zeros((classes, k, places))
+    members = np.zeros((len(counts), num_prototypes, places))
     for start in range(0, len(labels), ROWS_PER_BLOCK):
         part = np.asarray(assignments[start : start + ROWS_PER_BLOCK], np.int64).reshape(-1, places)
-        flat = (labels[start : start + len(part), None] * k + part) * places + np.arange(places)
+        flat = (labels[start : start + len(part), None] * num_prototypes + part) * places + np.arange(places)
         members += np.bincount(flat.ravel(), minlength=members.size).reshape(members.shape)
     share = members / counts[:, None, None]
-    return np.stack(
-        [
-            share
-            @ np.float64(fetch(measuring.blank_evidence(checkpoints.model, checkpoints.variables(t), blank))).reshape(
-                places, -1
-            )
-            for t, blank in enumerate(checkpoints.blanks)
-        ]
-    )
+    return np.stack([share @ np.float64(each).reshape(places, -1) for each in evidence])
 
 
 def save_margins(directory: RunDirectory, work: Run, rows: Rows, settings: measuring.Measuring) -> None:
@@ -420,4 +481,3 @@ def save_margins(directory: RunDirectory, work: Run, rows: Rows, settings: measu
         folder = directory.partial(STEP)
         chosen = np.flatnonzero(np.isin(work.dataset.labels, settings.pair))
         np.save(folder / "pair_intensity.npy", np.asarray(rows.margin[:, chosen]))
-        (folder / "margin.npy").unlink()
