@@ -1,4 +1,4 @@
-"""Explaining a network of one's own, and training one on images of one's own, from Python (DESIGN section 5).
+"""Explaining a network of one's own, and training one on images of one's own, from Python.
 
 The steps of run.py do the work and write the same run directory; what is here turns a user's network, checkpoints and
 images into what those steps take, and refuses what they could not use before anything is written.
@@ -27,6 +27,7 @@ from i2x_jax.models.model import Model
 from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline.adopt import Checkpoint, adopt, survey
 from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.pipeline.promises import check_promises
 from i2x_jax.results.files import CHECKPOINTS, STEPS
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import foreign_items, restore_foreign
@@ -120,27 +121,31 @@ def explain(
     given = _checkpoints(checkpoints)
     like, digest = survey(given)
     own = _cut(model, like, splits.train, settings.model.allow_1x1)
-    if not _states_pca_dims(config):
-        dims = min(settings.explain.pca_dims, own.feature_shape[2])
-        settings = dataclasses.replace(settings, explain=dataclasses.replace(settings.explain, pca_dims=dims))
+    settings = _fitting(settings, config, own)
     pipeline.check_explainable(settings, splits, own)
+    if isinstance(model, OwnModel):
+        check_promises(own, given[-1].load(), splits.train.images)
     if own.linear_head:
         _check_linear_head(own, given[-1].load(), splits.train)
-    makers = {step: pipeline.MAKERS[step] for step, (stage, _) in STEPS.items() if stage in ("explain", "report")}
     with _folder(workdir, lambda path: RunDirectory(path).complete("train")) as (path, temporary):
-        directory = RunDirectory(path, is_main(), barrier)
-        with directory.locked():
-            directory.check_config(settings)
-            directory.barrier("directory checked")
-            pipeline.write_header(directory, settings, splits, {"checkpoints_sha256": digest})
-            directory.barrier("header written")
-            run = Run(path)
-            run.splits, run.model, run.abstract_variables = splits, own, like
-            pipeline.make_steps(
-                directory, run, {"train": functools.partial(adopt, given=given), **makers}, logging.info
-            )
+        run = _adopted(path, settings, splits, given, digest, own, like)
     if temporary:
         weakref.finalize(run, shutil.rmtree, path, ignore_errors=True)
+    return run
+
+
+def _adopted(path, settings, splits, given, digest, own, like):
+    """The run of checkpoints that were handed over, made as far as it is not there."""
+    makers = {step: pipeline.MAKERS[step] for step, (stage, _) in STEPS.items() if stage in ("explain", "report")}
+    directory = RunDirectory(path, is_main(), barrier)
+    with directory.locked():
+        directory.check_config(settings)
+        directory.barrier("directory checked")
+        pipeline.write_header(directory, settings, splits, {"checkpoints_sha256": digest})
+        directory.barrier("header written")
+        run = Run(path)
+        run.splits, run.model, run.abstract_variables = splits, own, like
+        pipeline.make_steps(directory, run, {"train": functools.partial(adopt, given=given), **makers}, logging.info)
     return run
 
 
@@ -229,8 +234,12 @@ def _settings(config):
     )
 
 
-def _states_pca_dims(config):
-    return isinstance(config, Config) or (config is not None and "pca_dims" in config.get("explain", {}))
+def _fitting(settings, config, own):
+    """The settings with as many PCA dimensions as there are channels, unless the caller's config states them."""
+    if isinstance(config, Config) or (config is not None and "pca_dims" in config.get("explain", {})):
+        return settings
+    dims = min(settings.explain.pca_dims, own.feature_shape[2])
+    return dataclasses.replace(settings, explain=dataclasses.replace(settings.explain, pca_dims=dims))
 
 
 def _splits(dataset, validation, test, settings):

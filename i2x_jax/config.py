@@ -1,10 +1,15 @@
-"""The settings of a run: frozen, validated, and hashable (DESIGN section 5)."""
+"""The settings of a run: frozen, validated, and hashable; the defaults are the digits experiment.
+
+A setting is declared once, as a field of a group below: with its type, default, range and help. What is refused, the
+list that `--help` prints and the JSON schema all follow from that.
+"""
 
 import dataclasses
 import difflib
 import numbers
 import operator
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 STRATEGIES = (
@@ -44,20 +49,13 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def _at_least(default, low):
-    return dataclasses.field(default=default, metadata={"low": low})
+# How a refinement may be called: it becomes the name of a file.
+FILE_NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,99})?"
 
 
-def _between(default, low, high):
-    return dataclasses.field(default=default, metadata={"low": low, "high": high})
-
-
-def _above_zero(default):
-    return dataclasses.field(default=default, metadata={"above": 0})
-
-
-def _one_of(default, *choices):
-    return dataclasses.field(default=default, metadata={"choices": choices})
+def _setting(default, text, **rules):
+    """A field with its help and its rules: low, high, above, excluded, choices, subset, pattern, parse, path."""
+    return dataclasses.field(default=default, metadata={"help": text, **rules})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,75 +70,88 @@ class _Group:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(_Group):
-    """Which images: `max_train` and `image_size` 0 keep all images and their own size; `validation` is a fraction."""
+    """Which images."""
 
     _prefix = "data."
-    name: str = "digits"
-    validation: float = _between(0.1, 0.01, 0.5)
-    max_train: int = _at_least(0, 0)
-    image_size: int = _at_least(0, 0)
-    augment: str = _one_of("shift", "none", "shift", "shift_flip")
+    name: str = _setting("digits", "The data set: digits, or one of TensorFlow Datasets.")
+    validation: float = _setting(
+        0.15, "The fraction of the training images held out for validation.", low=0.01, high=0.5
+    )
+    max_train: int = _setting(0, "Training images used, at most; 0 for all.", low=0)
+    image_size: int = _setting(0, "The side that images are scaled to, in pixels; 0 for their own size.", low=0)
+    augment: str = _setting("shift", "How training images are varied.", choices=("none", "shift", "shift_flip"))
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(_Group):
-    """Which network; `tap` names the stage whose feature map is explained ('' for the last), `width` 0 is its own.
-
-    `init_from` names a .safetensors file of the initial weights under torchvision's names ('' draws them).
-    """
+    """Which network."""
 
     _prefix = "model."
-    name: str = "cnn"
-    stem: str = _one_of("imagenet", "imagenet", "cifar")
-    width: int = _at_least(0, 0)
-    tap: str = ""
-    dtype: str = _one_of("float32", "float32", "bfloat16")
-    init_from: str = ""
-    allow_1x1: bool = False
+    name: str = _setting("cnn", "The network.")
+    stem: str = _setting("imagenet", "How a ResNet begins: for large images or small.", choices=("imagenet", "cifar"))
+    width: int = _setting(32, "Channels of the first stage; 0 for the network's own number.", low=0)
+    tap: str = _setting("", "The stage whose feature map is explained; '' for the last.")
+    dtype: str = _setting("float32", "What the network computes in.", choices=("float32", "bfloat16"))
+    init_from: str = _setting(
+        "", "A .safetensors file of initial weights under torchvision's names; '' draws them.", path=True
+    )
+    allow_1x1: bool = _setting(False, "Whether a feature map of a single location may be explained.")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(_Group):
-    """How it is trained. `checkpoints`: 'log', 'linear', or the steps themselves; `warmup`: a fraction of the steps.
-
-    A stopped training loses at most `resume_every` steps (0: what came after the last kept checkpoint).
-    """
+    """How it is trained."""
 
     _prefix = "train."
-    epochs: int = _at_least(10, 1)
-    batch_size: int = _at_least(128, 1)
-    optimizer: str = _one_of("adamw", "sgd", "adamw")
-    learning_rate: float = _above_zero(1e-3)
-    weight_decay: float = _at_least(1e-4, 0)
-    warmup: float = _between(0.1, 0, 0.9)
-    checkpoints: Any = dataclasses.field(default="log", metadata={"parse": "checkpoints"})
-    num_checkpoints: int = _at_least(8, 2)
-    resume_every: int = _at_least(500, 0)
+    epochs: int = _setting(25, "Passes over the training images.", low=1)
+    batch_size: int = _setting(64, "Images a step; a multiple of the number of devices.", low=1)
+    optimizer: str = _setting("adamw", "The optimizer.", choices=("sgd", "adamw"))
+    learning_rate: float = _setting(4e-3, "The highest learning rate.", above=0)
+    weight_decay: float = _setting(1e-2, "Weight decay.", low=0)
+    warmup: float = _setting(0.1, "The fraction of the steps in which the learning rate rises.", low=0, high=0.9)
+    checkpoints: str | tuple[int, ...] = _setting(
+        "log",
+        "The steps whose checkpoints are analysed: spaced by 'log' or 'linear', or the steps themselves.",
+        parse="checkpoints",
+        choices=("log", "linear"),
+    )
+    num_checkpoints: int = _setting(8, "How many there are, for 'log' and 'linear'.", low=2)
+    resume_every: int = _setting(
+        500, "Steps that a stopped training loses at most; 0 for all since the last checkpoint kept.", low=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class ExplainConfig(_Group):
-    """How it is explained: 0 means "all" for `max_locations` and "chosen from the class size" for `min_cluster_size`.
-
-    `max_locations` bounds the feature vectors K-means is fitted on (all are assigned); `max_pairs` the pairs of
-    classes, most confused first, whose uncertain prototypes are sought beside the pair that is refined.
-    """
+    """How it is explained."""
 
     _prefix = "explain."
-    num_prototypes: int = _at_least(16, 2)
-    pca_dims: int = _at_least(32, 1)
-    max_locations: int = _at_least(0, -1)
-    restarts: int = _at_least(4, 1)
-    cam: str = _one_of("gradcam", *CAMS)
-    target: str = _one_of("label", "label", "predicted")
-    pair_target: str = _one_of("label", "label", "margin")
-    fit: str = _one_of("samples", "samples", "groups")
-    group_by: str = _one_of("class", "class", "global")
-    min_cluster_size: int = dataclasses.field(default=0, metadata={"low": 0, "excluded": 1})
-    min_samples: int = _at_least(5, 1)
-    ridge_lambda: float = _at_least(0.0, 0)
-    max_pairs: int = _at_least(45, 0)
-    batch_size: int = _at_least(256, 1)
+    num_prototypes: int = _setting(16, "Prototypes, the clusters of K-means.", low=2)
+    pca_dims: int = _setting(32, "Dimensions that feature vectors are reduced to before.", low=1)
+    max_locations: int = _setting(
+        0, "Feature vectors that K-means is fitted on; 0 for 4,096 a prototype, -1 for all.", low=-1
+    )
+    restarts: int = _setting(4, "Starts of K-means, of which the best is kept.", low=1)
+    cam: str = _setting("gradcam", "The saliency rule.", choices=CAMS)
+    target: str = _setting("label", "The class whose logit saliency is of.", choices=("label", "predicted"))
+    pair_target: str = _setting(
+        "label",
+        "What a pair of classes is analysed by: saliency of the label, or of the pair's margin.",
+        choices=("label", "margin"),
+    )
+    fit: str = _setting("samples", "What the mapping is fitted on.", choices=("samples", "groups"))
+    group_by: str = _setting(
+        "class", "Samples are grouped class by class, or all at once.", choices=("class", "global")
+    )
+    min_cluster_size: int = _setting(
+        0, "The smallest group of HDBSCAN; 0 has it chosen from the size of the class.", low=0, excluded=1
+    )
+    min_samples: int = _setting(5, "HDBSCAN's number of neighbours.", low=1)
+    ridge_lambda: float = _setting(0.0, "The penalty of the fit on groups; 0 for 1 % of the mean square.", low=0)
+    max_pairs: int = _setting(
+        45, "Pairs of classes, most confused first, that are analysed beside the one that is refined.", low=0
+    )
+    batch_size: int = _setting(256, "Images at a time.", low=1)
 
     def __post_init__(self):
         super().__post_init__()
@@ -153,14 +164,21 @@ class ExplainConfig(_Group):
 
 @dataclasses.dataclass(frozen=True)
 class RefineConfig(_Group):
-    """How it is refined: `pair` holds two class names, or is empty for the most confused pair; `seeds` counts them."""
+    """How it is refined; these alone may differ from what a run was begun with, in a refinement of another name."""
 
     _prefix = "refine."
-    pair: tuple = dataclasses.field(default=(), metadata={"parse": "names"})
-    seeds: int = _at_least(5, 1)
-    strategies: tuple = dataclasses.field(default=STRATEGIES, metadata={"parse": "names", "subset": STRATEGIES})
-    learning_rate: float = _above_zero(3e-4)
-    max_left_out: float = _between(0.3, 0.0, 0.9)
+    name: str = _setting(
+        "",
+        "What this refinement is called; one run may have several, the one called '' being shown first.",
+        pattern=FILE_NAME,
+    )
+    pair: tuple[str, ...] = _setting((), "Two class names; none for the most confused pair.", parse="pair")
+    seeds: int = _setting(5, "How often each strategy is run.", low=1)
+    strategies: tuple[str, ...] = _setting(STRATEGIES, "What is tried.", parse="names", subset=STRATEGIES)
+    learning_rate: float = _setting(5e-4, "The highest learning rate.", above=0)
+    max_left_out: float = _setting(
+        0.3, "The fraction of either class that curation may leave out, at most.", low=0.0, high=0.9
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,7 +186,7 @@ class Config(_Group):
     """All settings of a run; two equal configs and equal data give equal results on one machine."""
 
     _prefix = ""
-    seed: int = _between(0, 0, 2**31 - 1)
+    seed: int = _setting(0, "The seed of whatever is drawn.", low=0, high=2**31 - 1)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -187,8 +205,8 @@ def from_config_dict(settings: Mapping[str, Any]) -> Config:
     return _build(Config, settings, "")
 
 
-def to_dict(config: Config) -> dict:
-    """The settings as plain JSON types; `from_config_dict` turns them back into an equal `Config`."""
+def to_dict(config: Config | RefineConfig) -> dict:
+    """The settings as plain JSON types; `from_config_dict` turns those of a `Config` back into an equal one."""
 
     def plain(value):
         if isinstance(value, dict):
@@ -198,19 +216,74 @@ def to_dict(config: Config) -> dict:
     return plain(dataclasses.asdict(config))
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """The settings in which two configs differ, one line each: 'train.epochs: 3 -> 5'."""
+def declared(group: type = Config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field]]:
+    """Every setting by its full name, such as 'train.epochs', with its field."""
+    for field in dataclasses.fields(group):
+        if dataclasses.is_dataclass(field.type):
+            yield from declared(field.type, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", field
 
-    def flat(group, prefix=""):
-        for field in dataclasses.fields(group):
-            value = getattr(group, field.name)
-            if dataclasses.is_dataclass(value):
-                yield from flat(value, f"{prefix}{field.name}.")
-            else:
-                yield f"{prefix}{field.name}", value
 
-    after = dict(flat(new))
-    return [f"{key}: {value!r} -> {after[key]!r}" for key, value in flat(old) if after[key] != value]
+def differences(old: Config, new: Config, without: Sequence[str] = ()) -> list[str]:
+    """The settings in which two configs differ, one line each: 'train.epochs: 3 -> 5'.
+
+    Args:
+      old: one config.
+      new: the other.
+      without: groups that are passed over, such as 'refine'.
+    """
+    read = {key: operator.attrgetter(key) for key, _ in declared() if key.split(".")[0] not in without}
+    return [f"{key}: {of(old)!r} -> {of(new)!r}" for key, of in read.items() if of(old) != of(new)]
+
+
+def allowed(field: dataclasses.Field) -> str:
+    """What a setting may be, in words."""
+    rules = field.metadata
+    if rules.get("parse") == "checkpoints":
+        return "'log', 'linear', or steps of at least 0 such as 0,20,100"
+    if rules.get("parse") == "pair":
+        return "two different class names such as 4,9, or nothing"
+    if "subset" in rules:
+        return ", ".join(rules["subset"])
+    if "choices" in rules:
+        return ", ".join(repr(choice) for choice in rules["choices"])
+    if "pattern" in rules:
+        return "nothing, or up to 100 letters, digits and _.- of which the first is a letter or a digit"
+    kind = {int: "a whole number", float: "a finite number", str: "a text", bool: "True or False"}[field.type]
+    if "high" in rules:
+        return f"{kind} from {rules['low']} to {rules['high']}"
+    if "low" in rules:
+        return f"{kind} of at least {rules['low']}" + (f", not {rules['excluded']}" if "excluded" in rules else "")
+    return f"{kind} above {rules['above']}" if "above" in rules else kind
+
+
+def json_schema(group: type = Config) -> dict:
+    """The JSON schema of what `to_dict` makes of a group of settings, closed and complete."""
+    members = {
+        field.name: json_schema(field.type) if dataclasses.is_dataclass(field.type) else _value_schema(field)
+        for field in dataclasses.fields(group)
+    }
+    return {"type": "object", "additionalProperties": False, "required": list(members), "properties": members}
+
+
+def _value_schema(field):
+    rules, said = field.metadata, {"description": field.metadata["help"]}
+    if rules.get("parse") == "checkpoints":
+        steps = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True}
+        return said | {"oneOf": [{"enum": list(rules["choices"])}, steps]}
+    if rules.get("parse") == "pair":
+        return said | {"type": "array", "items": {"type": "string"}, "maxItems": 2, "uniqueItems": True}
+    if "subset" in rules:
+        return said | {"type": "array", "items": {"enum": list(rules["subset"])}, "minItems": 1, "uniqueItems": True}
+    if "choices" in rules:
+        return said | {"enum": list(rules["choices"])}
+    kind = {int: "integer", float: "number", str: "string", bool: "boolean"}[field.type]
+    words = {"low": "minimum", "high": "maximum", "above": "exclusiveMinimum"}
+    schema = said | {"type": kind} | {word: rules[rule] for rule, word in words.items() if rule in rules}
+    if "excluded" in rules:
+        schema["not"] = {"const": rules["excluded"]}
+    return schema | ({"pattern": f"^{rules['pattern']}$"} if "pattern" in rules else {})
 
 
 def _build(group, settings, prefix):
@@ -232,21 +305,23 @@ def _build(group, settings, prefix):
 
 def _checked(key, value, field):
     """The value in its declared type, or one line that says why not."""
+    if dataclasses.is_dataclass(field.type):
+        if isinstance(value, field.type):
+            return value
+        raise InputError(f"{key} is {value!r}; allowed: a group of settings; set its members instead")
     rules = field.metadata
-    if rules.get("parse") == "checkpoints":
-        return _checked_checkpoints(key, value)
-    if rules.get("parse") == "names":
-        return _checked_names(key, value, rules.get("subset"))
+    if "parse" in rules:
+        made = _checkpoints(value) if rules["parse"] == "checkpoints" else _names(value, rules.get("subset"))
+        if made is None:
+            raise _refused(key, value, field)
+        return made
     kind = field.type
     good = {
         int: isinstance(value, numbers.Integral) and not isinstance(value, bool),
         float: isinstance(value, numbers.Real) and not isinstance(value, bool),
     }.get(kind, isinstance(value, kind))
     if not good:
-        raise InputError(
-            f"config key {key} is {value!r} of type {type(value).__name__}; allowed: {_allowed(field)}; "
-            f"set --config.{key}"
-        )
+        raise _refused(key, value, field, f" of type {type(value).__name__}")
     if kind in (int, float):
         value = kind(value)
     # Written so that NaN fails every comparison.
@@ -256,59 +331,42 @@ def _checked(key, value, field):
         and ("above" not in rules or value > rules["above"])
         and ("choices" not in rules or value in rules["choices"])
         and ("excluded" not in rules or value != rules["excluded"])
+        and ("pattern" not in rules or re.fullmatch(rules["pattern"], value))
         and (kind is not float or value < float("inf"))
     )
     if not inside:
-        raise InputError(f"config key {key} is {value!r}; allowed: {_allowed(field)}; set --config.{key}")
+        raise _refused(key, value, field)
     return value
 
 
-def _allowed(field):
-    rules = field.metadata
-    if "choices" in rules:
-        return ", ".join(repr(choice) for choice in rules["choices"])
-    kind = {int: "a whole number", float: "a finite number", str: "a text", bool: "True or False"}.get(
-        field.type, f"a {getattr(field.type, '__name__', field.type)}"
-    )
-    if "high" in rules:
-        return f"{kind} from {rules['low']} to {rules['high']}"
-    if "low" in rules:
-        return f"{kind} of at least {rules['low']}" + (f", not {rules['excluded']}" if "excluded" in rules else "")
-    return f"{kind} above {rules['above']}" if "above" in rules else kind
+def _refused(key, value, field, kind=""):
+    return InputError(f"config key {key} is {value!r}{kind}; allowed: {allowed(field)}; set --config.{key}")
 
 
-def _checked_checkpoints(key, value):
-    if isinstance(value, str) and value in ("log", "linear"):
-        return value
+def _checkpoints(value):
+    """'log', 'linear' or ascending steps; None for anything else, such as 1.5 or True among the steps."""
+    if isinstance(value, str):
+        return value if value in ("log", "linear") else None
+    if isinstance(value, (Mapping, bytes)):
+        return None
     try:
-        steps = tuple(_step(step) for step in (value.split(",") if isinstance(value, str) else value))
-        if not steps or min(steps) < 0:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise InputError(
-            f"config key {key} is {value!r}; allowed: 'log', 'linear', or steps of at least 0 such as '0,20,100'; "
-            f"set --config.{key}"
-        ) from None
+        steps = [operator.index(step) for step in value]
+    except TypeError:
+        return None
+    if not steps or min(steps) < 0 or any(isinstance(step, bool) for step in value):
+        return None
     return tuple(sorted(set(steps)))
 
 
-def _step(value):
-    """A step as text or as a whole number; 1.5 and True are neither."""
-    if isinstance(value, bool):
-        raise TypeError
-    return int(value) if isinstance(value, str) else operator.index(value)
+def _names(value, subset):
+    """The names as they are, commas and spaces included; None where they are not what is asked for.
 
-
-def _checked_names(key, value, subset):
-    """Names, however the command line delivered them: ('4', '9'), (4, 9) and ('4,9',) are the same."""
-    if isinstance(value, str):
-        value = (value,)
-    allowed = ", ".join(subset) if subset else "two different class names such as 4,9, or nothing"
+    A class may well be called 4, and (4, 9) means the two of that name.
+    """
     if not isinstance(value, (tuple, list)):
-        raise InputError(f"config key {key} is {value!r}; allowed: {allowed}; set --config.{key}")
-    names = tuple(name.strip() for item in value for name in str(item).split(",") if name.strip())
-    bad = [name for name in names if subset and name not in subset]
-    wrong_count = not names if subset else len(names) not in (0, 2)
-    if bad or wrong_count or len(set(names)) != len(names):
-        raise InputError(f"config key {key} is {value!r}; allowed: {allowed}; set --config.{key}")
-    return names
+        return None
+    if not all(isinstance(name, (str, numbers.Integral)) and not isinstance(name, bool) for name in value):
+        return None
+    names = tuple(str(name) for name in value)
+    wrong = not names or set(names) - set(subset) if subset else len(names) not in (0, 2) or "" in names
+    return None if wrong or len(set(names)) != len(names) else names

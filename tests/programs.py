@@ -16,7 +16,6 @@ from experiments.tools.kill_and_resume import SMALL
 from i2x_jax.results.files import STEPS
 
 ROOT = pathlib.Path(__file__).parent.parent
-SCHEMAS = ROOT / "i2x_jax" / "results" / "schemas"
 
 
 def cache_settings(base: pathlib.Path) -> dict[str, str | int]:

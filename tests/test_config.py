@@ -3,15 +3,13 @@ import dataclasses
 import json
 import math
 import pathlib
-import sys
 
 import ml_collections
 import numpy as np
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from experiments import digits
+from i2x_jax import command
 from i2x_jax import config as config_lib
 from i2x_jax.config import Config, DataConfig, InputError, RefineConfig, TrainConfig, from_config_dict, to_dict
 from tests.helpers import one_line
@@ -190,11 +188,8 @@ def test_choices_are_listed_when_another_is_given(key):
     [
         ("log", "log"),
         ("linear", "linear"),
-        ("0,20,100", (0, 20, 100)),
-        (" 20, 0 ", (0, 20)),
-        ("7", (7,)),
+        ((7,), (7,)),
         ([100, 0, 20, 20], (0, 20, 100)),
-        (("0", "5"), (0, 5)),
         (np.array([3, 1]), (1, 3)),
     ],
 )
@@ -203,7 +198,28 @@ def test_checkpoints_are_a_word_or_ascending_steps(value, expected):
 
 
 @pytest.mark.parametrize(
-    "value", ["", "lag", "1,two", "-1", (), [-1, 5], (1.5, 2), (True, 5), [math.inf], [math.nan], 5, None, 1.0, [[1]]]
+    "value",
+    [
+        "",
+        "lag",
+        "1,two",
+        "-1",
+        "0,20",
+        "7",
+        ("0", "5"),
+        {1: 2},
+        b"ab",
+        (),
+        [-1, 5],
+        (1.5, 2),
+        (True, 5),
+        [math.inf],
+        [math.nan],
+        5,
+        None,
+        1.0,
+        [[1]],
+    ],
 )
 def test_other_checkpoints_are_refused(value):
     refused("train.checkpoints", value)
@@ -215,69 +231,149 @@ def test_other_checkpoints_are_refused(value):
         (("4", "9"), ("4", "9")),
         (["4", "9"], ("4", "9")),
         ((4, 9), ("4", "9")),
-        ("4,9", ("4", "9")),
-        (("4, 9",), ("4", "9")),
         ((), ()),
-        ("", ()),
         (("cat", "dog"), ("cat", "dog")),
+        (("a,b", " c "), ("a,b", " c ")),
+        (["Pepper,_bell___healthy", "4, 9"], ("Pepper,_bell___healthy", "4, 9")),
+        (("('4','9')", '"'), ("('4','9')", '"')),
     ],
 )
-def test_a_pair_is_two_names_or_none_however_it_is_written(value, expected):
+def test_a_pair_is_two_names_or_none_each_taken_as_it_is(value, expected):
     assert made("refine.pair", value) == expected
 
 
-@pytest.mark.parametrize("value", [("4",), ("4", "9", "2"), ("4", "4"), "4", "4,4", 4, None, {"4": "9"}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        ("4",),
+        ("4", "9", "2"),
+        ("4", "4"),
+        ("4,9",),
+        "4",
+        "4,9",
+        "",
+        "4,4",
+        ("", "4"),
+        (4.0, 9),
+        (True, 1),
+        4,
+        None,
+        {"4": "9"},
+    ],
+)
 def test_other_pairs_are_refused(value):
     assert "two different class names" in refused("refine.pair", value)
 
 
+@pytest.mark.parametrize("name", ["", "gentle", "4-9_v2.1", "0", "a" * 100])
+def test_a_refinement_is_called_as_a_file_may_be(name):
+    assert made("refine.name", name) == name
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".hidden", "a/b", "/tmp/x", "-x", "a b", "a\n", "é", "a" * 101, "*", "a\0", "a\\b", "~"]
+)
+def test_another_name_of_a_refinement_is_refused(name):
+    with pytest.raises(InputError, match=r"config key refine\.name is .* allowed: nothing, or up to 100 letters"):
+        from_config_dict(settings("refine.name", name))
+
+
 def test_strategies_are_known_and_not_empty():
-    assert made("refine.strategies", "full,curated>full") == ("full", "curated>full")
+    assert made("refine.strategies", ("full", "curated>full")) == ("full", "curated>full")
     assert made("refine.strategies", ["hard"]) == ("hard",)
-    for value in ("", (), ("full", "ful"), ("full", "full"), 3, "curated>random"):
+    for value in (
+        "",
+        "full,curated>full",
+        ("full,curated>full",),
+        (" full",),
+        (),
+        ("full", "ful"),
+        ("full", "full"),
+        3,
+        "curated>random",
+    ):
         assert "curated>full" in refused("refine.strategies", value)
 
 
-@pytest.fixture
-def from_command_line(monkeypatch):
-    """The config that flags give on top of the digits experiment, as `run.py` reads it."""
-
-    def parse(*arguments):
-        monkeypatch.setattr(sys, "argv", ["run.py", *arguments])
-        values = flags.FlagValues()
-        holder = config_flags.DEFINE_config_dict("config", digits.get_config(), flag_values=values)
-        values(sys.argv)
-        return from_config_dict(holder.value)
-
-    return parse
+def from_command_line(*arguments):
+    """The config that flags give on top of the defaults, as the command reads it."""
+    changes = command.as_flags(["run.py", *arguments])[1:]
+    return command.chosen(None, None, [change.removeprefix("--setting=") for change in changes])
 
 
-@pytest.mark.parametrize("text", ["4,9", "('4','9')", "(4, 9)", "'4','9'", "('4,9',)"])
-def test_the_command_line_gives_a_pair_in_each_form(from_command_line, text):
-    assert from_command_line(f"--config.refine.pair={text}").refine.pair == ("4", "9")
+PAIRS = {
+    "4,9": ("4", "9"),
+    "('4','9')": ("4", "9"),
+    "(4, 9)": ("4", "9"),
+    "'4','9'": ("4", "9"),
+    " 4 , 9 ": ("4", "9"),
+    '"4","9"': ("4", "9"),
+    '"a,b",c': ("a,b", "c"),
+    'c, "Pepper,_bell___healthy" ': ("c", "Pepper,_bell___healthy"),
+    "('a,b', 'c')": ("a,b", "c"),
+    '" a ","say ""b"""': (" a ", 'say "b"'),
+    "1_0,0x2": ("1_0", "0x2"),
+    "(a,b": ("(a", "b"),
+    "'tis,so": ("'tis", "so"),
+    "Pepper bell,New York": ("Pepper bell", "New York"),
+    "": (),
+    "()": (),
+}
 
 
-@pytest.mark.parametrize("text", ["full,curated", "('full','curated')", "'full','curated'", "('full,curated',)"])
-def test_the_command_line_gives_strategies_in_each_form(from_command_line, text):
+@pytest.mark.parametrize("text", PAIRS)
+def test_the_command_line_gives_a_pair_in_each_form(text):
+    assert from_command_line(f"--config.refine.pair={text}").refine.pair == PAIRS[text]
+
+
+@pytest.mark.parametrize("text", ['"a"b,c', '"a,b', "a", "a,a", "a,b,c", "('4,9',)"])
+def test_what_is_no_pair_on_the_command_line_is_refused(text):
+    with pytest.raises(InputError, match=r"config key refine\.pair is .*two different class names"):
+        from_command_line(f"--config.refine.pair={text}")
+
+
+@pytest.mark.parametrize("text", ["full,curated", "full, curated", "('full','curated')", "'full','curated'"])
+def test_the_command_line_gives_strategies_in_each_form(text):
     assert from_command_line(f"--config.refine.strategies={text}").refine.strategies == ("full", "curated")
 
 
-@pytest.mark.parametrize(("text", "expected"), [("0,20,100", (0, 20, 100)), ("linear", "linear"), ("5", (5,))])
-def test_the_command_line_gives_checkpoints_in_each_form(from_command_line, text, expected):
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("0,20,100", (0, 20, 100)), (" 20, 0 ", (0, 20)), ("linear", "linear"), ("5", (5,)), ("[0, 3]", (0, 3))],
+)
+def test_the_command_line_gives_checkpoints_in_each_form(text, expected):
     assert from_command_line(f"--config.train.checkpoints={text}").train.checkpoints == expected
 
 
-def test_the_command_line_sets_numbers(from_command_line):
-    config = from_command_line("--config.train.epochs=2", "--config.train.learning_rate=1")
-    assert (config.train.epochs, config.train.learning_rate) == (2, 1.0)
+@pytest.mark.parametrize("text", ["1.5,2", "(1.5, 2)", "1,two", "-1", "lag", "", "True"])
+def test_other_checkpoints_on_the_command_line_are_refused(text):
+    with pytest.raises(InputError, match=r"config key train\.checkpoints is "):
+        from_command_line(f"--config.train.checkpoints={text}")
+
+
+def test_the_command_line_sets_numbers_and_truth():
+    config = from_command_line("--config.train.epochs=2", "--config.train.learning_rate=1", "-config.seed", "3")
+    assert (config.train.epochs, config.train.learning_rate, config.seed) == (2, 1.0, 3)
+    for text, expected in (("", True), ("=true", True), ("=0", False), ("=False", False)):
+        assert from_command_line(f"--config.model.allow_1x1{text}").model.allow_1x1 is expected
+    for text in ("--config.model.allow_1x1=yes", "--config.train.epochs=2.0", "--config.train.epochs", "--config."):
+        with pytest.raises(InputError):
+            from_command_line(text)
+
+
+def test_home_is_expanded_in_paths_on_the_command_line_alone(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert from_command_line("--config.model.init_from=~/w.safetensors").model.init_from == "/somewhere/w.safetensors"
+    assert from_command_line("--config.model.tap=~").model.tap == "~"
+    assert made("model.init_from", "~/w.safetensors") == "~/w.safetensors"
 
 
 def test_a_config_survives_the_way_through_json():
     config = from_config_dict(
-        {"seed": 5, "train": {"checkpoints": "0,3"}, "refine": {"pair": "4,9", "strategies": "full"}}
+        {"seed": 5, "train": {"checkpoints": [0, 3]}, "refine": {"pair": ("4", "9,"), "strategies": ["full"]}}
     )
     assert from_config_dict(json.loads(json.dumps(to_dict(config)))) == config
-    assert to_dict(config)["refine"]["pair"] == ["4", "9"]
+    assert to_dict(config)["refine"]["pair"] == ["4", "9,"]
 
 
 def test_equal_configs_hash_equal_and_serve_as_keys():
@@ -303,25 +399,34 @@ def test_groups_check_themselves_whoever_makes_them(make):
 
 def test_differences_names_each_setting_that_changed():
     old = Config()
-    new = from_config_dict({"seed": 1, "train": {"epochs": 3}, "refine": {"pair": "4,9"}})
+    new = from_config_dict({"seed": 1, "train": {"epochs": 3}, "refine": {"pair": ("4", "9")}})
     assert config_lib.differences(old, old) == []
     assert config_lib.differences(old, new) == [
         "seed: 0 -> 1",
-        "train.epochs: 10 -> 3",
+        "train.epochs: 25 -> 3",
         "refine.pair: () -> ('4', '9')",
     ]
+    assert config_lib.differences(old, new, without=("refine",)) == ["seed: 0 -> 1", "train.epochs: 25 -> 3"]
 
 
-class TestExperiment:
-    def test_sets_every_key_and_no_other(self):
-        assert set(keys_of_mapping(digits.get_config())) == set(FIELDS)
+def test_every_setting_has_its_help_and_says_what_is_allowed():
+    for key, field in config_lib.declared():
+        assert field.metadata["help"].endswith("."), key
+        assert config_lib.allowed(field), key
+    assert dict(config_lib.declared()) == FIELDS
 
-    def test_is_valid_and_stays_so_after_a_round_trip(self):
-        config = from_config_dict(digits.get_config())
-        assert from_config_dict(ml_collections.ConfigDict(to_dict(config))) == config
-        assert (config.data.name, config.model.name) == ("digits", "cnn")
 
-    def test_imports_nothing_but_ml_collections(self):
+class TestDefaults:
+    """They are the digits experiment."""
+
+    def test_they_are_what_the_digits_experiment_asks_for(self):
+        assert from_config_dict(digits.get_config()) == Config()
+        assert (Config().data.name, Config().model.name) == ("digits", "cnn")
+
+    def test_a_config_stays_the_same_after_a_round_trip(self):
+        assert from_config_dict(ml_collections.ConfigDict(to_dict(Config()))) == Config()
+
+    def test_the_experiment_imports_nothing_but_ml_collections(self):
         tree = ast.parse(pathlib.Path(digits.__file__).read_text())
         imported = set()
         for node in ast.walk(tree):

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from programs import contents
 
 from i2x_jax import Run
-from i2x_jax.config import InputError, from_config_dict, printable
+from i2x_jax.config import InputError, RefineConfig, from_config_dict, printable, to_dict
 from i2x_jax.data.dataset import load
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.refine import finished_seed
@@ -279,12 +279,25 @@ def test_json(workdir, name, harm, words):
     assert contents(workdir) == before
 
 
-@pytest.mark.parametrize("value", [[], {"full": 3}, {"full": {"accuracy": 0.5}}, {"other": {}}])
+OUTCOME = {"accuracy": 0.5, "pair_confusions": 1, "worst_class": {"class": "a", "accuracy": 0.0}, "confusion": [[1]]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [[], {}, {"full": 3}, {"full": {"accuracy": 0.5}}, {"other": {}}, {"hard": OUTCOME}, {"full": OUTCOME | {"x": 1}}],
+)
 def test_what_a_killed_refinement_left(tmp_path, value):
     path = tmp_path / ".refine-seed-0.json"
-    path.write_text(json.dumps(value))
-    with pytest.raises((InputError, ValueError)):
-        finished_seed(path, ["full"])
+    settings = to_dict(RefineConfig())
+    for harmed in (value, {"settings": settings, "outcomes": value}, {"settings": {}, "outcomes": {"full": OUTCOME}}):
+        path.write_text(json.dumps(harmed))
+        with pytest.raises(InputError, match="cannot be read"):
+            finished_seed(path, RefineConfig(), ["full"])
+    path.write_text(json.dumps({"settings": settings, "outcomes": {"full": OUTCOME}}))
+    assert finished_seed(path, RefineConfig(), ["full"]) == {"full": OUTCOME}
+    assert finished_seed(path, RefineConfig(learning_rate=1.0), ["full"]) is None
+    path.unlink()
+    assert finished_seed(path, RefineConfig(), ["full"]) is None
 
 
 def link_to(kind):

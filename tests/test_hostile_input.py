@@ -4,7 +4,6 @@ Rows that need no process of their own call what run.py calls and take its line 
 """
 
 import fcntl
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -17,7 +16,7 @@ import pytest
 from programs import contents, environment
 
 from experiments.tools.kill_and_resume import SMALL
-from i2x_jax import Run
+from i2x_jax import Run, command
 from i2x_jax.config import InputError, from_config_dict, to_dict
 from i2x_jax.data import dataset as data
 from i2x_jax.results.files import STAGES, STEPS, read_config
@@ -26,15 +25,6 @@ from i2x_jax.training.checkpoints import Checkpoints
 ROOT = pathlib.Path(__file__).parent.parent
 # Drops the right to write anywhere (CAP_DAC_OVERRIDE, 1) that root has, and then becomes the command.
 AS_ANYBODY = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 1, 0, 0, 0); os.execv(sys.argv[1], sys.argv[1:])"
-
-
-@pytest.fixture(scope="session")
-def run_py():
-    """run.py as a module."""
-    spec = importlib.util.spec_from_file_location("run_py", ROOT / "run.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -55,7 +45,7 @@ def launched(base):
 
 
 @pytest.fixture
-def refused(run_py, finished, capsys):
+def refused(finished, capsys):
     """Does in this process what run.py does after reading its flags, and returns the line it would print."""
 
     def refuse(workdir, changes=None, stages=STAGES):
@@ -64,9 +54,9 @@ def refused(run_py, finished, capsys):
             group, _, name = key.partition(".")
             settings[group][name] = value
         with pytest.raises((InputError, OSError)) as caught:
-            run_py.run(from_config_dict(settings), str(workdir), list(stages), None)
+            command.run(from_config_dict(settings), str(workdir), list(stages), None)
         assert capsys.readouterr().err == ""
-        return run_py._one_line(caught.value)
+        return command.one_line(caught.value)
 
     return refuse
 
@@ -127,7 +117,7 @@ VALUES = {
     "negative max_train": ({"data.max_train": -5}, "data.max_train is -5"),
     "zero seeds": ({"refine.seeds": 0}, "refine.seeds is 0"),
     "rate not a number": ({"train.learning_rate": float("nan")}, "train.learning_rate is nan"),
-    "one class for a pair": ({"refine.pair": "4"}, "refine.pair is ('4',)"),
+    "one class for a pair": ({"refine.pair": ("4",)}, "refine.pair is ('4',)"),
     "too many prototypes": ({"explain.num_prototypes": 6305}, "explain.num_prototypes is 6305"),
     "more than K-means is fitted on": ({"explain.max_locations": 7}, "explain.num_prototypes is 8"),
     "too many dims": ({"explain.pca_dims": 9}, "explain.pca_dims is 9"),
@@ -136,7 +126,7 @@ VALUES = {
     "model": ({"model.name": "cnnn"}, "unknown model 'cnnn'"),
     "tap": ({"model.tap": "conv9"}, "unknown tap 'conv9'"),
     "pair": ({"refine.pair": ("4", "x")}, "refine.pair names 'x'"),
-    "step beyond the end": ({"train.checkpoints": "0,5000"}, "step 5000"),
+    "step beyond the end": ({"train.checkpoints": (0, 5000)}, "step 5000"),
 }
 
 

@@ -39,10 +39,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import numpy as np
 from absl import app, flags, logging
 
-import run as program
 from experiments.benchmarks import benchmark_stages, benchmark_tables
 from experiments.benchmarks.benchmark_worker import Side
-from i2x_jax.config import InputError, from_config_dict
+from i2x_jax import command as program
+from i2x_jax.config import InputError
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.stages import git_revision
 
@@ -72,7 +72,7 @@ def check(workdir: str, json_path: str | None) -> None:
             "pip install -r requirements-baseline.txt"
         )
     directory = RunDirectory(workdir)
-    config = from_config_dict(flags.FLAGS["config"].value)
+    config = program.config()
     directory.check_config(config)
     if not directory.complete("train"):
         raise InputError(
@@ -109,11 +109,11 @@ def machine() -> dict:
 def main(argv: list[str]) -> None:
     """Starts both processes, measures, prints, writes."""
     del argv
-    workdir = flags.FLAGS["workdir"].value
+    workdir = program.expanded(flags.FLAGS["workdir"].value)
     if workdir is None:
         raise InputError("--workdir is missing; allowed: the directory of a finished run; set --workdir")
     check(workdir, _JSON.value)
-    data_dir = flags.FLAGS["data_dir"].value or os.environ.get("TFDS_DATA_DIR") or ""
+    data_dir = program.data_dir() or ""
     report = {"machine": machine()}
     with tempfile.TemporaryDirectory(prefix="benchmark-") as folder, contextlib.ExitStack() as stack:
         folder = pathlib.Path(folder)
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
         sides = {name: started(name, report["sides"][name]["batch_size"]) for name in SIDES}
         for side in sides.values():
             side.call("describe")
-        config = from_config_dict(flags.FLAGS["config"].value)
+        config = program.config()
         if _GROWTH.value:
             report["growth"] = benchmark_stages.growth(sides, config, folder)
             print(benchmark_tables.growth(report))

@@ -20,9 +20,9 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import jax
 from absl import app, flags, logging
 
-import run as program
 from experiments.benchmarks.benchmark import NOT_HERE
-from i2x_jax.config import Config, InputError, from_config_dict
+from i2x_jax import command as program
+from i2x_jax.config import Config, InputError
 from i2x_jax.devices.compilation import keep_programs
 from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.results.files import STAGES
@@ -85,8 +85,8 @@ def main(_):
             raise InputError(f"--{name} has no meaning here; allowed: see --help; leave it out")
     keep_programs("off")
     programs = Programs()
-    config = shortened(from_config_dict(flags.FLAGS["config"].value))
-    data_dir = flags.FLAGS["data_dir"].value or os.environ.get("TFDS_DATA_DIR")
+    config = shortened(program.config())
+    data_dir = program.data_dir()
     with tempfile.TemporaryDirectory() as folder:
         pipeline.run(config, folder, STAGES, data_dir)
     print(f"\njax {jax.__version__}, {jax.devices()[0]}, {len(os.sched_getaffinity(0))} cores; seconds")

@@ -1,4 +1,4 @@
-"""Images and labels: loading, splitting and batching (DESIGN sections 2 and 5)."""
+"""Images and labels: loading, splitting and batching (DESIGN section 1)."""
 
 import functools
 import hashlib

@@ -129,9 +129,7 @@ def _builder(name, data_dir):
     # Paths and community sets have names as well: neither is opened, nor a network asked.
     if not NAME.fullmatch(name):
         raise _unknown(name, ())
-    # TFDS takes most of a second to import, and the embedded sets do without.
-    import tensorflow_datasets as tfds
-
+    tfds = _tfds(name)
     try:
         return tfds.builder(name, data_dir=data_dir)
     except ImportError as error:
@@ -147,6 +145,22 @@ def _builder(name, data_dir):
                 "dataset_info.json and features.json; copy or prepare it again"
             ) from None
         raise _unknown(name, tfds.list_builders(with_community_datasets=False)) from None
+
+
+def _tfds(name):
+    """TensorFlow Datasets, which takes most of a second to import, and which the embedded sets do without."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        if difflib.get_close_matches(name, EMBEDDED):
+            raise _unknown(name, ()) from None
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"data set {name!r} is read with TensorFlow Datasets, which is not installed ({reason}); "
+            f"allowed without it: {', '.join(EMBEDDED)}; pip install 'i2x_jax[tfds]', or in a checkout pip install -r "
+            "requirements-tfds.txt"
+        ) from None
+    return tfds
 
 
 def _unknown(name, others):
@@ -182,8 +196,7 @@ def resized(image: np.ndarray, side: int) -> np.ndarray:
 
 def _keys(name, features):
     """The names of the one image and the one label of a set."""
-    import tensorflow_datasets as tfds
-
+    tfds = _tfds(name)
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if len(images) != 1 or len(labels) != 1 or features[images[0]].np_dtype != np.uint8:

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import functools
-import math
 import os
 import pathlib
 import platform
@@ -13,14 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jaxlib
 
-# Nothing public tells whether a kept program is whole, or keeps a single one from being kept.
-from jax._src.compilation_cache import decompress_executable
-from jax._src.config import persistent_cache_min_compile_time_secs
-
 from i2x_jax.config import InputError
+from i2x_jax.devices import inside
 
 # Measured by experiments/benchmarks/convolutions.py. YNNPACK keeps products and reductions, but its convolutions use
 # one thread where channels are few: Eigen's use all. Barriers outlive fusion: else what stands before a convolution is
@@ -32,12 +27,6 @@ OPTIONS = {
 # JAX by itself keeps what took a second to compile. Most programs here take less, but there are dozens, and reading one
 # back takes a millisecond.
 LEAST_SECONDS = 0.0
-# The jaxlib whose oneDNN (models/onednn.py) the tests have called: it is no public interface, and a call that jaxlib
-# does not understand ends the process.
-JAXLIB_WITH_ONEDNN = "0.10.2"
-
-# Part of what JAX finds a traced function again by: outside, nothing is taken for what was traced inside.
-_inferring = jax.make_user_context(default_value=False)
 
 
 def jit(function: Callable[..., Any], inference: bool = False, **options: Any) -> Callable[..., Any]:
@@ -55,7 +44,8 @@ def jit(function: Callable[..., Any], inference: bool = False, **options: Any) -
 
     @functools.cache
     def jitted():
-        return jax.jit(function, compiler_options=compiler_options(), **options)
+        known = compiler_options()
+        return jax.jit(function, **({"compiler_options": known} if known else {}), **options)
 
     @functools.wraps(function)
     def call(*args, **kwargs):
@@ -72,13 +62,13 @@ def inferring() -> Iterator[None]:
     XLA has no way to write such a program down, and takes its call for another kind without looking: undefined
     behaviour (jaxlib 0.10.2, xla/backends/cpu/runtime/thunk_proto_serdes.cc).
     """
-    with _inferring(True), persistent_cache_min_compile_time_secs(math.inf):
+    with inside.inferring():
         yield
 
 
 def calls_onednn() -> bool:
     """Whether the program that is being traced calls oneDNN for its convolutions: inside a `jit` for inference."""
-    return _inferring.value
+    return inside.is_inferring()
 
 
 @functools.cache
@@ -88,20 +78,15 @@ def has_onednn() -> bool:
         jax.default_backend() == "cpu"
         and jax.device_count() == 1
         and (sys.platform, platform.machine()) == ("linux", "x86_64")
-        and jaxlib.__version__ == JAXLIB_WITH_ONEDNN
+        and jaxlib.__version__ in inside.JAXLIBS_WITH_ONEDNN
+        and inside.can_infer()
     )
 
 
 @functools.cache
 def compiler_options() -> dict[str, str] | None:
     """What to tell the compiler: nothing, except on a CPU, if it knows these options."""
-    if jax.default_backend() != "cpu":
-        return None
-    try:
-        jax.jit(jax.lax.optimization_barrier, compiler_options=OPTIONS)(jnp.zeros(1)).block_until_ready()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return OPTIONS
+    return OPTIONS if jax.default_backend() == "cpu" and inside.knows_options(OPTIONS) else None
 
 
 def keep_programs(where: str) -> None:
@@ -150,8 +135,14 @@ def _usable(folder):
     with tempfile.TemporaryFile(dir=folder):
         pass
     for path in folder.glob("*-cache"):
-        try:
-            decompress_executable(path.read_bytes())
-        except Exception:  # JAX would warn of it, compile again, and leave it as it is, each time
+        if not _is_whole(path):
             path.unlink(missing_ok=True)
     return folder
+
+
+def _is_whole(path):
+    try:
+        return inside.is_whole(path.read_bytes())
+    # No file, or none that can be read, is of use to nobody.
+    except OSError:
+        return False

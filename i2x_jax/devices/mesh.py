@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from i2x_jax.config import InputError
+from i2x_jax.devices import inside
 
 # After so many seconds without a sign of life a process counts as lost; threads of JAX give it, however busy it is.
 HEARTBEAT_TIMEOUT = 30
@@ -53,6 +53,19 @@ def start(coordinator: str | None, num_processes: int | None, process_id: int | 
         ) from None
 
 
+def check_devices() -> None:
+    """Raises `InputError` where JAX finds nothing to compute on; to be called behind `start`."""
+    try:
+        jax.devices()
+    # The second is all that JAX says of a platform that is installed for and has no device.
+    except (RuntimeError, AssertionError) as error:
+        reason = (str(error).strip().splitlines() or ["no device of that kind"])[0][:200]
+        raise InputError(
+            f"JAX finds nothing to compute on, JAX_PLATFORMS being {jax.config.jax_platforms!r} ({reason}); allowed: a "
+            "platform that this machine has and jaxlib is installed for, such as cpu; set or unset JAX_PLATFORMS"
+        ) from None
+
+
 def lost(error: BaseException) -> bool:
     """Whether an exception says that another process of the run has ended."""
     text = str(error)
@@ -67,7 +80,7 @@ def is_main() -> bool:
 def barrier(name: str) -> None:
     """Waits until every process has come here."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        inside.synchronize(name, NamedSharding(mesh(), PartitionSpec("data")))
 
 
 @functools.cache
@@ -105,7 +118,7 @@ def fetch(tree: Any) -> Any:
             return np.asarray(leaf)
         if leaf.is_fully_replicated:
             return np.asarray(leaf.addressable_data(0))
-        return multihost_utils.process_allgather(leaf, tiled=True)
+        return inside.gather(leaf, NamedSharding(mesh(), PartitionSpec()))
 
     return jax.tree.map(whole, tree)
 

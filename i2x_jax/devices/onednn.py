@@ -8,6 +8,8 @@ import json
 
 import jax
 
+from i2x_jax.devices import inside
+
 IMAGES = {"dims": 4, "data": {"batch_dim": 0, "feature_dim": 3, "spatial_dims": [1, 2]}}
 KERNEL = {"dims": 4, "filter": {"spatial_dims": [0, 1], "input_feature_dim": 2, "output_feature_dim": 3}}
 
@@ -41,7 +43,7 @@ def convolution(x: jax.Array, kernel: jax.Array, strides: tuple, padding: tuple,
         },
         "feature_groups": 1,
     }
-    call = jax.ffi.ffi_call(
+    call = inside.ffi_call(
         "__onednn$convolution",
         jax.ShapeDtypeStruct((len(x), *locations, kernel.shape[3]), x.dtype),
         vmap_method="sequential",

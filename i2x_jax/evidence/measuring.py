@@ -19,6 +19,8 @@ from i2x_jax.models.model import Model, Variables
 
 # Logits smaller than this are no scale for an error.
 LEAST_LOGIT = 1e-6
+# Values above are added up and squared in other units: a batch of these squares still fits float32.
+LARGEST_SQUARED = 2.0**50
 
 
 class Measuring(NamedTuple):
@@ -84,11 +86,18 @@ class End(NamedTuple):
     path_error: jax.Array
 
 
-class Moments(NamedTuple):
-    """Sums over the samples of each class `[M, ...]`, and of the squares."""
+class ClassSums(NamedTuple):
+    """Sums over the samples of each class.
 
-    first: jax.Array
-    second: jax.Array
+    Attributes:
+      total: `[M, ...]`, in units of `scale`.
+      squares: `[M, ...]`, of the squares, in units of its square.
+      scale: 1, unless values are so large that their squares would overflow.
+    """
+
+    total: jax.Array
+    squares: jax.Array
+    scale: jax.Array
 
 
 class Account(NamedTuple):
@@ -96,7 +105,7 @@ class Account(NamedTuple):
 
     Attributes:
       account: `[B, K+1]`, of the label's confidence: prototypes, and last what belongs to no place.
-      seeing: `Moments` of `[M, K, M]`: class of the sample, prototype, class of the confidence; so `weighing`.
+      seeing: `ClassSums` of `[M, K, M]`: class of the sample, prototype, class of the confidence; so `weighing`.
       weighing: see `seeing`.
       bias: `[M, M]`, sums over the samples of each class.
       residual: the largest over the samples, see `ledger.residual`.
@@ -104,8 +113,8 @@ class Account(NamedTuple):
     """
 
     account: jax.Array
-    seeing: Moments
-    weighing: Moments
+    seeing: ClassSums
+    weighing: ClassSums
     bias: jax.Array
     residual: jax.Array
     logit: jax.Array
@@ -149,7 +158,9 @@ def take(
       blank: `[1, h, w, d]`, features of the blank image at this checkpoint.
     """
     with jax.default_matmul_precision("highest"):
-        logits = model.head(variables, features)
+        # Logits as numbers: fused into what follows, they may differ from their own maximum by rounding, which is much
+        # where they are huge.
+        logits = jax.lax.optimization_barrier(model.head(variables, features))
     classes = labels if settings.target == "label" else logits.argmax(-1)
     maps = saliency_maps(model, variables, features, classes, cam=settings.cam)
     with jax.default_matmul_precision("highest"):
@@ -217,8 +228,8 @@ def account(
     size = jnp.maximum(jnp.abs(before.logits), jnp.abs(after.logits)).max(-1)
     return Account(
         account=ledger.account_of(parts, labels),
-        seeing=class_moments(parts.seeing, labels, mask),
-        weighing=class_moments(parts.weighing, labels, mask),
+        seeing=class_sums(parts.seeing, labels, mask),
+        weighing=class_sums(parts.weighing, labels, mask),
         bias=_by_class(parts.bias, labels, mask),
         residual=jnp.where(mask, missed, 0).max(),
         logit=jnp.where(mask, size, 0).max(),
@@ -258,7 +269,7 @@ def coarse_account(before: End, after: End, labels: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="num_classes")
-def class_moments(values: jax.Array, labels: jax.Array, mask: jax.Array, num_classes: int | None = None) -> Moments:
+def class_sums(values: jax.Array, labels: jax.Array, mask: jax.Array, num_classes: int | None = None) -> ClassSums:
     """Sums of `[B, K, M]` over the samples of each class, and of the squares: `[M, K, M]` each.
 
     Args:
@@ -267,8 +278,13 @@ def class_moments(values: jax.Array, labels: jax.Array, mask: jax.Array, num_cla
       mask: bool `[B]`, False for rows that do not count.
       num_classes: M of the result's first axis, static; None for that of the last axis.
     """
-    num_classes = num_classes or values.shape[-1]
-    return Moments(_by_class(values, labels, mask, num_classes), _by_class(values**2, labels, mask, num_classes))
+    size = jnp.abs(values).max(where=mask[:, None, None], initial=0.0)
+    # Within these bounds dividing by 1 changes no bit; beyond, what is small beside what is large is lost.
+    scale = jnp.where((size > LARGEST_SQUARED) & jnp.isfinite(size), size, 1.0)
+    scaled, num_classes = values / scale, num_classes or values.shape[-1]
+    return ClassSums(
+        _by_class(scaled, labels, mask, num_classes), _by_class(scaled**2, labels, mask, num_classes), scale
+    )
 
 
 def _by_class(values, labels, mask, num_classes=None):

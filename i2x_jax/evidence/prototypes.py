@@ -106,7 +106,10 @@ def pca(moments: Moments, dims: int) -> Pca:
     if weight == 0:
         raise InputError("PCA was given 0 feature vectors; allowed: at least 1; use more images")
     if not np.isfinite(second).all():
-        raise InputError("features hold non-finite values; allowed: finite values; check the training (metrics.jsonl)")
+        raise InputError(
+            "features hold non-finite values, or such that their squares are; allowed: finite values up to about 1e18; "
+            "check the training (metrics.jsonl), or divide what `features` returns"
+        )
     shift = first / weight
     covariance = second / weight - np.outer(shift, shift)
     variances, vectors = np.linalg.eigh((covariance + covariance.T) / 2)

@@ -1,15 +1,16 @@
 """The structured explanation: typed, saved as JSON, queried from Python (DESIGN 2.7 and 4). NumPy only."""
 
 import dataclasses
+import functools
 import json
 import math
-import sys
 import types
 import typing
 
 import numpy as np
 
 from i2x_jax.config import InputError
+from i2x_jax.schema import check_json, strict_json
 
 SCHEMA = 1
 
@@ -199,25 +200,21 @@ def from_json(text: str) -> Explanation:
     """Reads what `to_json` wrote.
 
     Raises:
-      InputError: not JSON, another schema, an unknown or missing key, or a value of the wrong type; one line.
+      InputError: not JSON, or not valid by explanation.schema.json; one line that names the place.
     """
+    mend = "allowed: the text of explanation.json; run the stage explain again"
     try:
-        data = json.loads(text)
+        data = strict_json(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"explanation is not JSON ({error}); allowed: the text of explanation.json; {_MEND}") from None
-    if isinstance(data, dict) and "schema" in data and data["schema"] != SCHEMA:
-        raise InputError(f"explanation has schema {_short(data['schema'])}; allowed: {SCHEMA}; {_MEND}")
-    explanation = _typed(Explanation, data, "explanation")
-    for key, size, wanted in (
-        ("per_class", len(explanation.per_class), len(explanation.classes)),
-        ("intervals", len(explanation.intervals), len(explanation.steps) - 1),
-    ):
-        if size != wanted:
-            raise InputError(f"explanation.{key} has {size} members; allowed: {wanted}; {_MEND}")
-    return explanation
-
-
-_MEND = "run the stage explain again"
+        raise InputError(f"explanation is not JSON ({error}); {mend}") from None
+    try:
+        check_json(data, "explanation")
+        for key, wanted in (("per_class", len(data["classes"])), ("intervals", len(data["steps"]) - 1)):
+            if len(data[key]) != wanted:
+                raise ValueError(f"$.{key} has {len(data[key])} members instead of {wanted}")
+    except ValueError as error:
+        raise InputError(f"explanation is none that this program wrote ({error}); {mend}") from None
+    return _reader(Explanation)(data)
 
 
 def _key(field):
@@ -236,42 +233,25 @@ def _plain(value):
     return value
 
 
+@functools.cache
+def _reader(kind):
+    """What turns a JSON value, which its schema allows, into the annotated type `kind`."""
+    if dataclasses.is_dataclass(kind):
+        # No annotation is a forward reference, so `field.type` is the type itself.
+        members = [(_key(field), _reader(field.type)) for field in dataclasses.fields(kind)]
+        return lambda value: kind(*[read(value[key]) for key, read in members])
+    arguments = typing.get_args(kind)
+    if isinstance(kind, types.UnionType):  # here always "something or None"
+        read_something = _reader(arguments[0])
+        return lambda value: None if value is None else read_something(value)
+    if typing.get_origin(kind) is not tuple:
+        return float if kind is float else lambda value: value
+    readers = [_reader(each) for each in arguments if each is not Ellipsis]
+    if arguments[-1] is Ellipsis:
+        return lambda value: tuple(map(readers[0], value))
+    return lambda value: tuple(read(item) for read, item in zip(readers, value, strict=True))
+
+
 def _short(value):
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _typed(kind, value, where):
-    """The JSON value as the annotated type `kind`, or one line that names the place where it is not."""
-    if dataclasses.is_dataclass(kind):
-        return _typed_record(kind, value, where)
-    arguments = typing.get_args(kind)
-    if isinstance(kind, types.UnionType):  # here always "something or None"
-        return None if value is None else _typed(arguments[0], value, where)
-    if typing.get_origin(kind) is tuple:
-        open_ended = arguments[-1] is Ellipsis
-        if not isinstance(value, list) or not (open_ended or len(value) == len(arguments)):
-            raise _wrong(where, value, "a list" if open_ended else f"a list of {len(arguments)}")
-        kinds = arguments[:1] * len(value) if open_ended else arguments
-        return tuple(_typed(k, item, f"{where}[{i}]") for i, (k, item) in enumerate(zip(kinds, value, strict=True)))
-    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:  # NaN and inf fail
-        return float(value)
-    if type(value) is not kind or kind is float:
-        names = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false"}
-        raise _wrong(where, value, names[kind])
-    return value
-
-
-def _typed_record(kind, value, where):
-    fields = {_key(field): field for field in dataclasses.fields(kind)}
-    if not isinstance(value, dict):
-        raise _wrong(where, value, f"an object with {', '.join(fields)}")
-    for problem, keys in (("unknown", value.keys() - fields), ("missing", fields.keys() - value)):
-        if keys:
-            raise InputError(f"{where} has {problem} key {_short(min(keys))}; allowed: {', '.join(fields)}; {_MEND}")
-    # No annotation is a forward reference, so `field.type` is the type itself.
-    return kind(**{fields[key].name: _typed(fields[key].type, item, f"{where}.{key}") for key, item in value.items()})
-
-
-def _wrong(where, value, allowed):
-    return InputError(f"{where} is {_short(value)}; allowed: {allowed}; {_MEND}")

@@ -1,4 +1,4 @@
-"""What stands in for the stage `train` where the checkpoints were made elsewhere (DESIGN 2.1, section 5)."""
+"""What stands in for the stage `train` where the checkpoints were made elsewhere (DESIGN 2.1)."""
 
 import hashlib
 from collections.abc import Callable, Sequence

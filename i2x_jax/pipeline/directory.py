@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import tempfile
@@ -17,20 +18,29 @@ import numpy as np
 from tqdm import tqdm
 
 from i2x_jax import config as config_lib
-from i2x_jax.config import Config, InputError
+from i2x_jax import streams
+from i2x_jax.config import OWN, Config, InputError
 from i2x_jax.pipeline.tensorboard import EventFile
-from i2x_jax.results.arrays import read_array
+from i2x_jax.results.arrays import read_array, refuse_unreadable
 from i2x_jax.results.files import (
     CHECKPOINTS,
     CONFIG,
     METRICS,
+    REFINEMENTS,
     STEPS,
+    check_json,
+    files_of,
     metrics_line,
     read,
     read_config,
     read_header,
+    read_json,
     read_metrics,
+    refinement_file,
+    refinement_names,
     refuse_links,
+    seed_file,
+    strict_json,
 )
 
 # What the system says of a folder that cannot be written to; other errors are bugs and keep their traceback.
@@ -51,14 +61,22 @@ class RunDirectory:
       path: the directory, which all processes of a run share.
       main: whether this is the process that writes; in the others writing does nothing.
       barrier: waits for the other processes; its argument names the place.
+      refinement: what the refinement is called that is worked on; '' for the one without a name.
       quiet: whether nothing is said and no bar shown while it is worked on.
       open_events: from the lines of metrics.jsonl to the `tensorboard.EventFile` that follows them; None for none.
     """
 
-    def __init__(self, path: str | os.PathLike, main: bool = True, barrier: Callable[[str], None] = lambda place: None):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        main: bool = True,
+        barrier: Callable[[str], None] = lambda place: None,
+        refinement: str = "",
+    ):
         self.path = pathlib.Path(path).absolute()
         self.main = main
         self.barrier = barrier
+        self.refinement = refinement
         self.quiet = False
         self.open_events: Callable[[list[dict]], EventFile] | None = None
         self._events: EventFile | None = None
@@ -102,34 +120,56 @@ class RunDirectory:
 
     def _discard_leftovers(self):
         """Removes what a killed process left half-made or is no longer needed; moves what it had made to its place."""
-        patterns = [".tmp-*"]
-        patterns += [".refine-seed-*.json"] if self.complete("refine") else []
         for step in STEPS:
             if (ready := self._ready(step)).is_dir():
                 self._move(step, ready)
+        patterns = [".tmp-*", f"{REFINEMENTS}/.tmp-*"]
         patterns += [self.partial(step).name for step in STEPS if self.complete(step)]
         for path in itertools.chain.from_iterable(self.path.glob(pattern) for pattern in patterns):
             _remove(path)
+        for name in refinement_names(self.path):
+            self.discard_seeds(name)
 
     def check_config(self, config: Config) -> None:
-        """Raises `InputError` if the folder holds another run, something that is not a run, or links."""
+        """Raises `InputError` if the folder holds another run, something that is not a run, or links.
+
+        The settings of the refinement may be others than the run's: one run may have several.
+        """
         refuse_links(self.path)
         if (self.path / CONFIG).exists():
-            changed = config_lib.differences(read_config(self.path), config)
+            made_with = read_config(self.path)
+            # What was handed to `i2x_jax.explain` is not refined: there these settings are about the explanation.
+            changed = config_lib.differences(made_with, config, () if config.model.name == OWN else ("refine",))
             if changed:
                 raise InputError(
                     f"work directory {self.path} was made with another config ({'; '.join(changed)}); allowed: the "
                     "same config; choose another workdir"
                 )
+            self._check_refinement(config)
         elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise InputError(
                 f"work directory {self.path} holds files but no {CONFIG}; allowed: an empty folder or one made by "
                 "this program; choose another workdir"
             )
 
+    def _check_refinement(self, config):
+        """Raises `InputError` if there is a refinement of this name, made with other settings."""
+        path = self.path / refinement_file(config.refine.name)
+        if not path.exists():
+            return
+        found = read_json(path, "refinement").get("settings")
+        if found is None:
+            return
+        old = config_lib.from_config_dict(config_lib.to_dict(config) | {"refine": found})
+        if changed := config_lib.differences(old, config):
+            raise InputError(
+                f"{path} was made with other settings ({'; '.join(changed)}); allowed: the same; give this refinement "
+                "another --config.refine.name"
+            )
+
     def complete(self, step: str) -> bool:
-        """Whether all files of a step are there."""
-        if not all((self.path / name).exists() for name in STEPS[step][1]):
+        """Whether all files of a step are there, those of the refinement of `self.refinement`."""
+        if not all((self.path / name).exists() for name in files_of(step, self.refinement)):
             return False
         if step != "train":
             return True
@@ -145,6 +185,9 @@ class RunDirectory:
           step: of `STEPS`.
           keep: a text that says what the files are made from. Given one, the folder is left for a later process if this
             one is stopped, and the step goes on from what is in it; unless that was made from something else.
+
+        Raises:
+          InputError: a file that would be refused when it is read; none gets its name.
         """
         if not self.main:
             with tempfile.TemporaryDirectory() as folder:
@@ -158,6 +201,8 @@ class RunDirectory:
                 (folder / MADE_FROM).write_text(keep)
         try:
             yield folder
+            steps = self.path / "steps.npy"
+            refuse_unreadable(folder, read_array(steps, {}).tolist() if steps.exists() else ())
             if keep:
                 # From here on everything is made: whoever comes next need only move it.
                 folder = folder.rename(self._ready(step))
@@ -216,23 +261,30 @@ class RunDirectory:
     def say(self, line: str) -> None:
         """Prints a line on stdout, once for all processes of a run, unless it is to be quiet."""
         if self.main and not self.quiet:
-            print(line, flush=True)
+            streams.say(line)
 
-    def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON file whole or not at all."""
+    def write_json(self, name: str, value: Any, schema: str = "") -> None:
+        """Writes a JSON file whole or not at all; raises `ValueError` where `read_json` with that schema would."""
         if not self.main:
             return
-        temporary = self.path / f".tmp-{name}"
+        text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+        if schema:
+            check_json(strict_json(text), schema)
+        path = self.path / name
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".tmp-{path.name}")
         try:
-            temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-            os.replace(temporary, self.path / name)
+            temporary.write_text(text)
+            os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def discard(self, pattern: str) -> None:
-        """Deletes files that were only there to go on from."""
-        for path in self.path.glob(pattern) if self.main else ():
-            path.unlink()
+    def discard_seeds(self, name: str) -> None:
+        """Deletes what the seeds of a refinement gave, which was only there to go on from."""
+        for path in self.path.glob(seed_file(name, "*")) if self.main else ():
+            # The name of another refinement may go on like this.
+            if re.fullmatch(re.escape(pathlib.Path(seed_file(name, "")).stem) + r"\d+", path.stem):
+                path.unlink()
 
     def add_timing(self, step: str, seconds: float) -> None:
         """Records in config.json what a step took, in the process that writes.

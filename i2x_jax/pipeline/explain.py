@@ -53,7 +53,7 @@ def map_changes(directory: RunDirectory, work: Run) -> None:
         np.save(folder / "groups.npy", grouped.groups)
         np.savez(folder / "mapping.npz", **fits.arrays)
         np.savez(folder / "curated.npz", **curated_members(pairs.refined, scores[pairs.refined], curated))
-        (folder / EXPLANATION).write_text(to_json(explanation))
+        (folder / EXPLANATION).write_text(to_json(explanation), encoding="utf-8")
 
 
 def curated_members(

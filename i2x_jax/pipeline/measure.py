@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -305,35 +305,41 @@ def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[ja
 
 def batch_sums(
     taken: measuring.Taken, account: measuring.Account | None, labels: jax.Array, mask: jax.Array
-) -> dict[str, jax.Array]:
+) -> dict[str, Any]:
     """What a batch adds to the sums of one checkpoint, and of the interval that begins with it; `largest_` is kept."""
-    contribution = measuring.class_moments(taken.evidence, labels, mask)
     sums = {
-        "contribution": contribution.first,
-        "contribution_square": contribution.second,
+        "contribution": measuring.class_sums(taken.evidence, labels, mask),
         "largest_error": measuring.largest(taken.error, mask),
     }
     if taken.end is not None:
         sums["features"] = measuring.summed(taken.end.sums, mask)
         sums["path_error"] = measuring.path_error(taken.end, mask)
     if account is not None:
-        for name in ("seeing", "weighing"):
-            moments = getattr(account, name)
-            sums |= {name: moments.first, f"{name}_square": moments.second}
+        sums |= {"seeing": account.seeing, "weighing": account.weighing}
         sums |= {"bias": account.bias, "largest_residual": account.residual, "largest_logit": account.logit}
     return sums
 
 
-def add(totals: Sums, sums: Sums) -> None:
-    """Adds sums to totals, in float64; of `largest_` the larger stays."""
+def add(totals: Sums, sums: Mapping[str, Any]) -> None:
+    """Adds sums to totals, in float64; of `largest_` the larger stays, and sums by class become two."""
     for name, value in sums.items():
-        value = np.float64(value)
-        if name not in totals:
-            totals[name] = value
-        elif name.startswith("largest_"):
-            totals[name] = np.maximum(totals[name], value)
+        if isinstance(value, measuring.ClassSums):
+            what, _, number = name.partition(" ")
+            scale = np.float64(value.scale)
+            _add(totals, name, scale * value.total)
+            _add(totals, f"{what}_square {number}", scale**2 * value.squares)
         else:
-            totals[name] = totals[name] + value
+            _add(totals, name, value)
+
+
+def _add(totals, name, value):
+    value = np.float64(value)
+    if name not in totals:
+        totals[name] = value
+    elif name.startswith("largest_"):
+        totals[name] = np.maximum(totals[name], value)
+    else:
+        totals[name] = totals[name] + value
 
 
 def finish_block(directory: RunDirectory, rows: Rows, number: int, sums: Sums) -> None:

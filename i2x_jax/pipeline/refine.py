@@ -4,23 +4,117 @@ import pathlib
 
 import numpy as np
 
+from i2x_jax.config import InputError, RefineConfig, printable, to_dict
 from i2x_jax.data.dataset import steps_per_pass
+from i2x_jax.explanation import uncertainty
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.refinement import strategies as refinement
 from i2x_jax.refinement.table import summarize
-from i2x_jax.results.files import REFINEMENT, read, read_json
+from i2x_jax.results.files import REPORT, read, read_json, refinement_file, seed_file
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training import loop as training
 
+# Of the pairs that were analysed, how many a message names.
+MAX_NAMED = 20
 
-def refine(directory: RunDirectory, work: Run) -> None:
-    """Fine-tunes by every strategy and seed, and writes the table: refinement.json (DESIGN 2.9)."""
-    config, model, splits = work.config, work.model, work.splits
-    settings, labels = config.refine, splits.train.labels
-    curated = work.arrays("curated")
-    pair = tuple(int(label) for label in curated["pair"])
+
+def refine(directory: RunDirectory, work: Run, settings: RefineConfig | None = None) -> None:
+    """Fine-tunes by every strategy and seed, and writes the table: refinement.json or refinements/ (DESIGN 2.9).
+
+    Args:
+      directory: where it goes.
+      work: the same, to read from.
+      settings: of this refinement; None for those that the run was begun with.
+    """
+    settings = settings or work.config.refine
+    train, labels = work.splits.train, work.splits.train.labels
+    pair, curated = curation(work, settings)
+    applicable = [
+        name for name in settings.strategies if len(curated.left_out) or set(refinement.phases(name)) == {"full"}
+    ]
     variables = work.variables(work.steps[-1])
-    steps = steps_per_pass(len(labels), config.train.batch_size)
+    runs = fine_tune(directory, work, settings, applicable, variables, pair, curated.left_out)
+    before = refinement.outcome(
+        training.predict(work.model, variables, work.splits.test, work.config.explain.batch_size),
+        work.splits.test,
+        pair,
+    )
+    table = summarize(
+        runs,
+        before,
+        settings.strategies,
+        "every uncertain prototype would leave out more than refine.max_left_out"
+        if len(curated.skipped)
+        else "no sample contains a prototype that is uncertain for this pair",
+        {train.class_names[label]: int((labels[curated.left_out] == label).sum()) for label in pair},
+    )
+    head = {"schema": 1, "settings": to_dict(settings), "pair": [train.class_names[label] for label in pair]}
+    chosen = {"curated": {name: values.tolist() for name, values in curated._asdict().items()}}
+    if directory.main:
+        # One that does not tell of this refinement; the stage `report` makes it again.
+        (directory.path / REPORT).unlink(missing_ok=True)
+    table = {**head, "seeds": settings.seeds, **chosen, **table}
+    directory.write_json(refinement_file(settings.name), table, "refinement")
+    directory.discard_seeds(settings.name)
+
+
+def curation(work: Run, settings: RefineConfig) -> tuple[tuple[int, int], uncertainty.Curated]:
+    """The pair that is refined, smaller label first, and what the curated set leaves out of it (DESIGN 2.8).
+
+    For the pair and the limit that the run was begun with that is in curated.npz; for others it is computed anew, from
+    the scores of the explanation.
+
+    Raises:
+      InputError: the pair was not analysed.
+    """
+    own, classes, stored = work.config.refine, work.dataset.class_names, work.arrays("curated")
+    if settings.pair:
+        pair = tuple(sorted(classes.index(name) for name in settings.pair))
+    elif own.pair:
+        pair = tuple(sorted(classes.index(name) for name in (work.explanation.pairs[0].a, work.explanation.pairs[0].b)))
+    else:
+        pair = tuple(stored["pair"].tolist())
+    if pair == tuple(stored["pair"].tolist()) and settings.max_left_out == own.max_left_out:
+        return pair, uncertainty.Curated(*(stored[name] for name in uncertainty.Curated._fields))
+    wavering = work.explanation.pair(*(classes[label] for label in pair)).uncertain
+    if wavering is None:
+        analysed = [f"{each.a},{each.b}" for each in work.explanation.pairs if each.uncertain is not None]
+        more = f" and {len(analysed) - MAX_NAMED} more" if analysed[MAX_NAMED:] else ""
+        raise InputError(
+            f"config key refine.pair is {tuple(classes[label] for label in pair)!r}, which the explanation did not "
+            f"analyse; allowed: {printable('; '.join(analysed[:MAX_NAMED]))}{more}; choose one of them, or explain in "
+            "another --workdir with this pair"
+        )
+    scores = np.zeros(work.config.explain.num_prototypes)
+    for each in wavering:
+        scores[each.prototype] = each.score
+    area = uncertainty.prototype_area(work.array("assignments"), len(scores))
+    contained = uncertainty.contains(work.array("intensity")[-1], area)
+    return pair, uncertainty.curate(scores, contained, work.dataset.labels, pair, settings.max_left_out)
+
+
+def fine_tune(
+    directory: RunDirectory,
+    work: Run,
+    settings: RefineConfig,
+    applicable: list[str],
+    variables: dict,
+    pair: tuple[int, int],
+    left_out: np.ndarray,
+) -> list[dict[str, dict]]:
+    """What `refinement.refine_seed` returns for each seed; finished seeds of a killed run are not done again.
+
+    Args:
+      directory: where finished seeds are kept until the table is written.
+      work: the run.
+      settings: of this refinement.
+      applicable: the strategies that are run.
+      variables: where all of them start.
+      pair: the two classes whose confusions are counted.
+      left_out: rows that the curated set leaves out.
+    """
+    config, model, splits = work.config, work.model, work.splits
+    steps = steps_per_pass(len(splits.train.labels), config.train.batch_size)
     optimizer = training.make_optimizer(
         config.train.optimizer, settings.learning_rate, config.train.weight_decay, steps, config.train.warmup
     )
@@ -32,46 +126,42 @@ def refine(directory: RunDirectory, work: Run) -> None:
         calibration=training.batch_norm_images(splits.train, config.seed),
         pair=pair,
     )
-    applicable = [
-        name for name in settings.strategies if len(curated["left_out"]) or set(refinement.phases(name)) == {"full"}
-    ]
-    phases = refinement.count_phases(applicable) * settings.seeds
+    images = refinement.count_phases(applicable) * steps * config.train.batch_size
     runs = []
-    with directory.progress_bar("refining", phases * steps * config.train.batch_size, "image") as bar:
+    with directory.progress_bar("refining", images * settings.seeds, "image") as bar:
         for seed in range(settings.seeds):
             bar.set_description(f"refining, seed {seed + 1} of {settings.seeds}")
-            partial = f".refine-seed-{seed}.json"
-            if (directory.path / partial).exists():
-                runs.append(read(directory.path / partial, lambda path: finished_seed(path, applicable)))
-                bar.update(refinement.count_phases(applicable) * steps * config.train.batch_size)
-                continue
-            draws = np.random.default_rng((config.seed, seed))
-            left_out = refinement.left_out_sets(curated["left_out"], labels, work.array("confidence"), draws)
-            phase_seeds = [int(number) for number in draws.integers(2**31, size=2)]
-            result = refinement.refine_seed(refining, left_out, applicable, phase_seeds, bar.update)
-            # Kept until the table is written, so that a killed run does not repeat finished seeds.
-            directory.write_json(partial, result)
+            kept = seed_file(settings.name, seed)
+            result = finished_seed(directory.path / kept, settings, applicable)
+            if result is not None:
+                bar.update(images)
+            else:
+                draws = np.random.default_rng((config.seed, seed))
+                sets = refinement.left_out_sets(left_out, splits.train.labels, work.array("confidence"), draws)
+                phase_seeds = [int(number) for number in draws.integers(2**31, size=2)]
+                result = refinement.refine_seed(refining, sets, applicable, phase_seeds, bar.update)
+                directory.write_json(kept, {"settings": to_dict(settings), "outcomes": result}, "refine_seed")
             runs.append(result)
-    before = refinement.outcome(
-        training.predict(model, variables, splits.test, config.explain.batch_size), splits.test, pair
-    )
-    table = summarize(
-        runs,
-        before,
-        settings.strategies,
-        "every uncertain prototype would leave out more than refine.max_left_out"
-        if len(curated["skipped"])
-        else "no sample contains a prototype that is uncertain for this pair",
-        {splits.train.class_names[label]: int((labels[curated["left_out"]] == label).sum()) for label in pair},
-    )
-    names = [splits.train.class_names[label] for label in pair]
-    directory.write_json(REFINEMENT, {"schema": 1, "pair": names, "seeds": settings.seeds, **table})
-    directory.discard(".refine-seed-*.json")
+    return runs
 
 
-def finished_seed(path: pathlib.Path, applicable: list[str]) -> dict[str, dict]:
-    """What an earlier process found for one seed; raises `ValueError` where these are not the strategies."""
-    result = read_json(path, "refine_seed")
-    if result.keys() != set(applicable):
-        raise ValueError(f"it holds {', '.join(sorted(result))[:100]} instead of {', '.join(applicable)}")
-    return result
+def finished_seed(path: pathlib.Path, settings: RefineConfig, applicable: list[str]) -> dict[str, dict] | None:
+    """What an earlier process found for one seed; None where it found nothing, or with other settings.
+
+    Raises:
+      InputError: the file is damaged, or these are not the strategies.
+    """
+    if not path.exists():
+        return None
+
+    def load(path):
+        found = read_json(path, "refine_seed")
+        if found["settings"] != to_dict(settings):
+            return None
+        if found["outcomes"].keys() != set(applicable):
+            raise ValueError(
+                f"it holds {', '.join(sorted(found['outcomes']))[:100]} instead of {', '.join(applicable)}"
+            )
+        return found["outcomes"]
+
+    return read(path, load)

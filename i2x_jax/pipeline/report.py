@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from i2x_jax.config import printable
 from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence.saliency import crop_size
 from i2x_jax.pipeline.directory import RunDirectory
@@ -53,7 +54,7 @@ def write_report(directory: RunDirectory, work: Run) -> None:
 def page_content(work: Run, shown: dict, sides: tuple[int, int]) -> dict:
     """What the page is made of: `shown` (of `report.gallery`) and the figures of the run."""
     explanation = work.explanation
-    names = [content.visible(name) for name in explanation.classes]
+    names = [printable(name) for name in explanation.classes]
     steps, intervals = [str(step) for step in work.steps], content.labelled_intervals(work)
     overview, learning, refinement = content.overview(work), content.learning(work, names), content.refinement(work)
     specs = {

@@ -1,5 +1,6 @@
-"""The stages of a run in order, and what is checked before the first (DESIGN sections 3 to 5)."""
+"""The stages of a run in order, and what is checked before the first (DESIGN sections 3 and 4)."""
 
+import functools
 import math
 import pathlib
 import platform
@@ -25,7 +26,7 @@ from i2x_jax.pipeline.prototypes import find_prototypes, locations_wanted
 from i2x_jax.pipeline.refine import refine
 from i2x_jax.pipeline.report import write_report
 from i2x_jax.pipeline.train import checkpoint_steps, train
-from i2x_jax.results.files import CONFIG, REPORT, STEPS, TENSORBOARD, read_header
+from i2x_jax.results.files import CONFIG, REPORT, STEPS, TENSORBOARD, read_header, steps_of
 from i2x_jax.results.opened_run import Run, dataset_of, model_of
 from i2x_jax.training import loop as training
 
@@ -65,9 +66,9 @@ def run(
     """
     if events:
         tensorboard.check_installed()
-    last = max(index for index, (stage, _) in enumerate(STEPS.values()) if stage in stages)
-    directory = RunDirectory(workdir, is_main(), barrier)
+    directory = RunDirectory(workdir, is_main(), barrier, config.refine.name)
     directory.quiet = quiet
+    last = list(STEPS).index(steps_of(stages)[-1])
     run_steps(config, directory, list(STEPS)[: last + 1], dataset_of(config, data_dir), directory.say, events)
 
 
@@ -112,14 +113,14 @@ def run_steps(
         work = Run(directory.path)
         # At hand already: reading data and tracing a large network again would take seconds.
         work.splits, work.model = splits, model
-        if "report" in steps:
+        makers = {step: MAKERS[step] for step in steps}
+        if "refine" in makers:
+            makers["refine"] = functools.partial(refine, settings=config.refine)
+        if "report" in makers:
             say(f"The report will be {directory.path / REPORT}")
         else:
             say(f"The run directory is {directory.path}")
-        if "refine" in steps and not directory.complete("refine"):
-            # One that was written before would say that there was no refinement.
-            directory.discard(REPORT)
-        make_steps(directory, work, {step: MAKERS[step] for step in steps}, say)
+        make_steps(directory, work, makers, say)
     return work
 
 
@@ -202,7 +203,8 @@ def event_file_of(
 def write_header(directory: RunDirectory, config: Config, splits: Splits, weights: Mapping[str, str]) -> None:
     """Writes config.json, or checks that the data are still those that the run was made with.
 
-    So are the weights that were given, if any.
+    So are the weights that were given, if any. The settings of the refinement are the run's own from the moment that
+    the explanation is begun, which goes by them.
 
     Args:
       directory: of the run.
@@ -213,9 +215,11 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
     Raises:
       InputError: the run was begun with other data, other initial weights or other checkpoints.
     """
+    settings = config_lib.to_dict(config)
     prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
     if (directory.path / CONFIG).exists():
-        made_with = read_header(directory.path)["provenance"]
+        header = read_header(directory.path)
+        made_with = header["provenance"]
         if any(digest != made_with.get(name) for name, digest in weights.items()):
             what = f"weights in {config.model.init_from}" if config.model.init_from else "checkpoints"
             raise InputError(
@@ -228,6 +232,8 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
                 f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "
                 "allowed: the same data; restore it or choose another workdir"
             )
+        if not directory.complete("evidence") and header["config"]["refine"] != settings["refine"]:
+            directory.write_json(CONFIG, header | {"config": settings})
         return
     provenance = {
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
@@ -237,7 +243,7 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
         "data_fingerprint": prints,
     }
     provenance |= weights
-    header = {"config": config_lib.to_dict(config), "provenance": provenance, "timing": {}, "peak_memory": {}}
+    header = {"config": settings, "provenance": provenance, "timing": {}, "peak_memory": {}}
     directory.write_json(CONFIG, header)
 
 

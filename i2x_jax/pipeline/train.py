@@ -1,6 +1,7 @@
 """The stage `train`: images to checkpoints (DESIGN 2.1)."""
 
 import itertools
+import pathlib
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.results.files import CHECKPOINTS
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training import loop as training
-from i2x_jax.training.checkpoints import Checkpoints, present_steps, select_steps
+from i2x_jax.training.checkpoints import Checkpoints, not_finite, present_steps, select_steps
 
 
 def checkpoint_steps(config: Config, train: Dataset) -> tuple[int, ...]:
@@ -87,6 +88,7 @@ def train(directory: RunDirectory, work: Run) -> None:
 
         def keep(step, state, totals):
             variables = training.recompute_batch_norm(model, state.variables, calibration)
+            check_finite(variables, step, directory.path)
             if step in kept:
                 measure(directory, work, variables, step, last=step == kept[-1])
             checkpoints.save(step, variables, (state.opt_state, totals))
@@ -122,6 +124,15 @@ def train(directory: RunDirectory, work: Run) -> None:
     with directory.making("train") as folder:
         np.save(folder / "labels.npy", splits.train.labels)
         np.save(folder / "steps.npy", np.array(kept, np.int32))
+
+
+def check_finite(variables: Variables, step: int, path: pathlib.Path) -> None:
+    """Raises `InputError` for variables that could not be read again: a loss may be finite although they are not."""
+    if name := not_finite(variables):
+        raise InputError(
+            f"{name} at step {step} of {path} holds NaN or infinity; allowed: finite weights and statistics; train in "
+            "another --workdir, perhaps with a lower --config.train.learning_rate"
+        )
 
 
 def resume_step(present: tuple[int, ...], kept: tuple[int, ...]) -> int | None:

@@ -5,27 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from i2x_jax.config import OWN
+from i2x_jax.config import OWN, printable
 from i2x_jax.explanation import uncertainty
 from i2x_jax.explanation.types import PairExplanation, Separating
 from i2x_jax.refinement.strategies import outcome
 from i2x_jax.report import charts
 from i2x_jax.results import findings
-from i2x_jax.results.files import CONFIG, REFINEMENT, read_json
+from i2x_jax.results.files import CONFIG, read_json
 from i2x_jax.results.opened_run import Run
+from i2x_jax.results.summary import best
 
 # A page that held all pairs of a thousand classes would not open.
 MAX_PAIRS = 1000
 # Rows of a heat map that people can still read.
 MAX_HEAT_ROWS = 24
-MAX_SUPPORTED = 5
 # Groups of settings that a network trained elsewhere has no use for.
 TRAINING = ("data", "model", "train")
-
-
-def visible(text: str) -> str:
-    """Text in which control and formatting characters are spelt out: they could hide or turn round what is there."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def rounded(values: Any, digits: int = 4) -> Any:
@@ -45,9 +40,9 @@ def labelled_intervals(run: Run) -> list[str]:
 
 
 def refinement_table(run: Run) -> dict:
-    """As in refinement.json; of a network that was not refined, without strategies."""
-    if run.config.model.name != OWN and (run.path / REFINEMENT).exists():
-        return run.refinement
+    """The refinement that is shown; of a network that was not refined, one without strategies."""
+    if run.config.model.name != OWN and run.refinements:
+        return next(iter(run.refinements.values()))
     pair = tuple(int(label) for label in run.arrays("curated")["pair"])
     before = outcome(run.arrays("test")["confidence"][-1], run.splits.test, pair)
     names = [run.explanation.classes[label] for label in pair]
@@ -91,9 +86,8 @@ def overview(run: Run) -> dict:
         "before": table["before"]["accuracy"],
         "after": after,
         "conclusions": findings.fidelity(explanation),
-        "warnings": findings.warnings(
-            explanation, assignments.shape[1:], run.arrays("contributions")["completeness_error"]
-        ),
+        "warnings": [printable(sentence) for sentence in run.doubts()]
+        + findings.warnings(explanation, assignments.shape[1:], run.arrays("contributions")["completeness_error"]),
         "intervals": [
             {"name": name, "record": each} for name, each in zip(intervals, explanation.intervals, strict=True)
         ],
@@ -187,6 +181,7 @@ def refinement(run: Run) -> dict:
         "before": table["before"],
         "left_out": table["left_out"],
         "words": findings.refinement(table),
+        "others": [(name, each["pair"], best(each)) for name, each in list(run.refinements.items())[1:]],
         "strategies": table["strategies"],
         "against_random": {row["strategy"]: row["accuracy"] for row in random},
         "chart_accuracy": charts.accuracies(seeds, order, 100 * table["before"]["accuracy"]) if seeds else None,

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from i2x_jax.config import printable
 from i2x_jax.evidence.saliency import crops_at
 from i2x_jax.report.contact_sheet import peaks_of
-from i2x_jax.report.content import carrier, rounded, visible
+from i2x_jax.report.content import carrier, rounded
 from i2x_jax.report.examples import Chosen, choose_groups
 from i2x_jax.results import pictures, story
 from i2x_jax.results.opened_run import Run
@@ -227,7 +228,7 @@ def _story(run, row, maps, pixels, assignments, frame, large):
             for each in salient
         ],
         "left_out": told.left_out,
-        "reason": visible(told.reason),
+        "reason": printable(told.reason),
         "largest": rounded(float(maps.max()), 3),
         "frames": pictures.row_of([plain, *overlays], gap=0),
         "cells": cells,

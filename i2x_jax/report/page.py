@@ -15,7 +15,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from i2x_jax.report.content import visible
+from i2x_jax.config import printable
 
 TEMPLATES = importlib.resources.files("i2x_jax.report") / "templates"
 # What could end a script element, or a line of a script, must not stand in one.
@@ -57,7 +57,7 @@ def render(content: dict) -> str:
 
 def _shown(value):
     # What is Markup was made here; any other text may hold a name from the data.
-    return visible(value) if type(value) is str else value
+    return printable(value) if type(value) is str else value
 
 
 def _read(name):

@@ -3,11 +3,12 @@
 import math
 import pathlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from i2x_jax.config import InputError
 from i2x_jax.results.files import read
 
 CHECKED_AT_A_TIME = 2**22  # values of an array
@@ -123,38 +124,87 @@ ARRAYS: dict[str, dict[str, Spec]] = {
 
 def read_array(path: pathlib.Path, sizes: Mapping[str, int]) -> np.ndarray:
     """A .npy file of a run, mapped into memory and checked; `sizes` are the symbols that are known. Errors: `read`."""
+    return read(path, lambda path: _load_array(path, dict(sizes)))
 
-    def load(path):
-        # A size beyond 64 bits would only warn, and pass for another.
-        with np.errstate(over="raise"):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(array, np.memmap):
-            raise ValueError("it is not an array")
-        check_array("", array, ARRAYS[path.name][""], dict(sizes))
-        if path.name == "steps.npy" and (len(array) < 2 or (np.diff(array) <= 0).any()):
-            raise ValueError("its steps do not rise")
-        return array
 
-    return read(path, load)
+def _load_array(path, bound):
+    # A size beyond 64 bits would only warn, and pass for another.
+    with np.errstate(over="raise"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.memmap):
+        raise ValueError("it is not an array")
+    check_array("", array, ARRAYS[path.name][""], bound)
+    if path.name == "steps.npy" and (len(array) < 2 or (np.diff(array) <= 0).any()):
+        raise ValueError("its steps do not rise")
+    return array
 
 
 def read_arrays(path: pathlib.Path, sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
     """The known members of a .npz file of a run, checked; others stay unread. Arguments and errors: `read_array`."""
+    return read(path, lambda path: _load_arrays(path, dict(sizes)))
 
-    def load(path):
-        bound, found = dict(sizes), {}
-        # NumPy leaves a file it opened itself open when it turns out not to be a .npz.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members.zip.infolist()):
-                raise ValueError("it is compressed")
-            for name, spec in ARRAYS[path.name].items():
-                if name not in members.files:
-                    raise ValueError(f"it has no member {name}")
-                found[name] = members[name]
-                check_array(name, found[name], spec, bound)
-        return found
 
-    return read(path, load)
+def _load_arrays(path, bound):
+    found = {}
+    # NumPy leaves a file it opened itself open when it turns out not to be a .npz.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as members:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members.zip.infolist()):
+            raise ValueError("it is compressed")
+        for name, spec in ARRAYS[path.name].items():
+            if name not in members.files:
+                raise ValueError(f"it has no member {name}")
+            found[name] = members[name]
+            check_array(name, found[name], spec, bound)
+    return found
+
+
+# What the numbers of a file are about, for who has never heard of the file.
+QUANTITIES = {
+    "intensity.npy": "the saliency",
+    "pair_intensity.npy": "the saliency of the pair",
+    "confidence.npy": "the confidence",
+    "prototypes.npz": "what was found among the feature vectors of the last checkpoint",
+    "assignments.npy": "what was found among the feature vectors of the last checkpoint",
+    "contributions.npz": "the contributions to the logits",
+    "validation.npz": "the confidence in validation images",
+    "test.npz": "the confidence in test images",
+}
+
+
+def refuse_unreadable(folder: pathlib.Path, steps: Sequence[int] = ()) -> None:
+    """Holds files that are about to get their names against the rules by which they will be read.
+
+    Args:
+      folder: whose files of `ARRAYS` are checked, all of one step of a run.
+      steps: of the analysed checkpoints, where they are known.
+
+    Raises:
+      InputError: numbers that were computed from what was given are no numbers that a run may hold; one line says what
+        they are about, and at which step it begins.
+    """
+    bound = {"T": len(steps), "I": len(steps) - 1} if len(steps) else {}
+    for path in sorted(path for path in folder.iterdir() if path.name in ARRAYS):
+        try:
+            (_load_array if path.suffix == ".npy" else _load_arrays)(path, bound)
+        except ValueError as error:
+            what = QUANTITIES.get(path.name, f"what was computed for {path.name}")
+            raise InputError(
+                f"{what}{_since(path, steps)} cannot be kept ({error}); allowed: finite numbers that float32 holds; "
+                "look at the weights and images of this run, or at how large `features` and `head` are"
+            ) from None
+
+
+def _since(path, steps):
+    """Since which step an array is not finite, in words; nothing where no step can be named."""
+    array = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+    members = {"": array} if path.suffix == ".npy" else dict(array)
+    firsts = [
+        next((t for t, values in enumerate(members[name]) if not np.isfinite(values).all()), len(steps))
+        for name, spec in ARRAYS[path.name].items()
+        if spec.shape[:1] == ("T",) and not spec.nan and len(members[name]) == len(steps)
+    ]
+    first = min(firsts, default=len(steps))
+    return f" at step {steps[first]}" if first < len(steps) else ""
 
 
 def check_array(name: str, array: np.ndarray, spec: Spec, sizes: dict[str, int]) -> None:

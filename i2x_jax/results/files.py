@@ -4,22 +4,23 @@ A run directory may be damaged, or come from somebody else: every file is checke
 used, nothing in it is ever unpickled, and no link is followed.
 """
 
-import json
-import math
 import os
 import pathlib
+import re
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from i2x_jax import config as config_lib
-from i2x_jax.config import Config, InputError
+from i2x_jax.config import FILE_NAME, Config, InputError
+from i2x_jax.schema import check_json, strict_json
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tensorboard"
-REFINEMENT, CONTACT_SHEET, REPORT = "refinement.json", "contact_sheet.png", "report.html"
+REFINEMENT, REFINEMENTS = "refinement.json", "refinements"
+CONTACT_SHEET, REPORT = "contact_sheet.png", "report.html"
 
 # The steps of a run in order: the stage each belongs to and the files it makes. A step whose files are all there is
 # complete, because files only ever get their names when they are.
@@ -39,9 +40,32 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": ("report", (REPORT,)),
 }
 STAGES = tuple(dict.fromkeys(stage for stage, _ in STEPS.values()))
-SCHEMAS = pathlib.Path(__file__).parent / "schemas"
-# More digits are no number that a run could have written.
-MAX_DIGITS = 19
+
+
+def steps_of(stages: Collection[str]) -> list[str]:
+    """The steps of some stages, in order."""
+    return [step for step, (stage, _) in STEPS.items() if stage in stages]
+
+
+def files_of(step: str, refinement: str = "") -> tuple[str, ...]:
+    """The files that a step makes; those of the step `refine` depend on what the refinement is called."""
+    return (refinement_file(refinement),) if step == "refine" else STEPS[step][1]
+
+
+def refinement_file(name: str) -> str:
+    """Where the table of a refinement is; the one without a name is shown first."""
+    return f"{REFINEMENTS}/{name}.json" if name else REFINEMENT
+
+
+def refinement_names(folder: pathlib.Path) -> list[str]:
+    """The refinements that a run directory holds, '' for the one without a name, which comes first."""
+    named = (path.stem for path in folder.glob(f"{REFINEMENTS}/*.json") if re.fullmatch(FILE_NAME, path.stem))
+    return [""] * (folder / REFINEMENT).exists() + sorted(named)
+
+
+def seed_file(name: str, seed: int | str) -> str:
+    """What one seed of a refinement gave, until all have; a pattern of such files where `seed` is '*'."""
+    return f"{REFINEMENTS}/.{name}-seed-{seed}.json" if name else f".refine-seed-{seed}.json"
 
 
 def read(path: pathlib.Path, read_from: Callable[[pathlib.Path], Any]) -> Any:
@@ -82,50 +106,12 @@ def read_json(path: pathlib.Path, schema: str = "") -> Any:
     """A JSON file of a run, valid by one of `schemas/` if named. Errors as in `read`."""
 
     def load(path):
-        value = strict_json(path.read_text())
+        value = strict_json(path.read_text(encoding="utf-8"))
         if schema:
             check_json(value, schema)
         return value
 
     return read(path, load)
-
-
-def strict_json(text: str) -> Any:
-    """JSON in which every key stands once and every number is finite; raises `ValueError` or `RecursionError`."""
-    return json.loads(
-        text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite, parse_int=_whole_number
-    )
-
-
-def _unique(pairs):
-    keys = dict(pairs)
-    if len(keys) < len(pairs):
-        raise ValueError("a key stands twice in one object")
-    return keys
-
-
-def _finite(text):
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is not a finite number")
-    return value
-
-
-def _whole_number(text):
-    if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number has {len(text)} digits")
-    return int(text)
-
-
-def check_json(value: Any, schema: str) -> None:
-    """Raises `ValueError` unless a JSON value is valid by `schemas/<schema>.schema.json`."""
-    # Its import takes a quarter of a second.
-    import jsonschema
-
-    rules = json.loads((SCHEMAS / f"{schema}.schema.json").read_text())
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(rules).iter_errors(value))
-    if error is not None:
-        raise ValueError(f"{error.json_path} {error.message[:160]}")
 
 
 def refuse_links(folder: pathlib.Path) -> None:
@@ -157,7 +143,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
     """The lines of metrics.jsonl, at least one, or `InputError`."""
 
     def load(path):
-        if not (lines := path.read_text().splitlines()):
+        if not (lines := path.read_text(encoding="utf-8").splitlines()):
             raise ValueError("it is empty")
         return [metrics_line(line) for line in lines]
 

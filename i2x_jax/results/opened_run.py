@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from i2x_jax.config import OWN, Config, InputError
+from i2x_jax.config import OWN, Config, InputError, printable
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
-from i2x_jax.explanation import account, uncertainty
+from i2x_jax.explanation import account, degenerate, uncertainty
 from i2x_jax.explanation.account import ClassLedger, ImageAccount, PairEntry
 from i2x_jax.explanation.types import Explanation
 from i2x_jax.explanation.types import from_json as explanation_from_json
@@ -34,6 +34,8 @@ from i2x_jax.results.files import (
     read_config,
     read_json,
     read_metrics,
+    refinement_file,
+    refinement_names,
 )
 from i2x_jax.results.story import Crops, Story, ToldApart
 
@@ -78,7 +80,7 @@ class Run:
         there = [name for name in (EXPLANATION, REFINEMENT, REPORT) if (self.path / name).exists()]
         lines = [
             f"Run({str(self.path)!r})",
-            f"  {model} on {data}, {self.config.explain.num_prototypes} prototypes",
+            f"  {printable(model)} on {printable(data)}, {self.config.explain.num_prototypes} prototypes",
             f"  there: {', '.join(there) or 'no explanation yet'}",
         ]
         return "\n".join(lines)
@@ -142,7 +144,7 @@ class Run:
     def explanation(self) -> Explanation:
         """The structured explanation."""
         path = self.path / EXPLANATION
-        return read(path, lambda path: explanation_from_json(path.read_text()))
+        return read(path, lambda path: explanation_from_json(path.read_text(encoding="utf-8")))
 
     @functools.cached_property
     def refinement(self) -> dict[str, Any]:
@@ -158,6 +160,12 @@ class Run:
                 "refine=True"
             )
         return read_json(self.path / REFINEMENT, "refinement")
+
+    @functools.cached_property
+    def refinements(self) -> dict[str, dict]:
+        """All refinement tables by their names; that of refinement.json, called '', comes first if there is one."""
+        files = {name: self.path / refinement_file(name) for name in refinement_names(self.path)}
+        return {name: read_json(path, "refinement") for name, path in files.items()}
 
     @functools.cached_property
     def metrics(self) -> list[dict]:
@@ -483,17 +491,36 @@ class Run:
     def summary(self) -> str:
         """A finished run in one screen of text, as run.py ends with it; of another what there is."""
         explained = (self.path / EXPLANATION).exists()
-        refined = explained and (self.path / REFINEMENT).exists()
+        tables, skipped = (self.refinements, set()) if explained else ({}, set())
+        if tables:
+            # A table that does not say what was curated was made by the run's own settings.
+            curated = next(iter(tables.values())).get("curated") or self.arrays("curated")
+            skipped = set(np.asarray(curated["skipped"]).tolist())
         places = {"Contact sheet": CONTACT_SHEET, "Report": REPORT}
         there = {what: self.path / name for what, name in places.items() if (self.path / name).exists()}
         return summary.summary(
             self.metrics,
             self.explanation if explained else None,
             self.arrays("contributions")["completeness_error"] if explained else np.zeros(1),
-            self.refinement if refined else None,
-            set(self.arrays("curated")["skipped"].tolist()) if refined else (),
+            tables,
+            skipped,
             {"Run directory": self.path, **there},
+            self.doubts() if explained else (),
         )
+
+    def doubts(self) -> list[str]:
+        """Where the run has come to nothing, a sentence each: images without saliency, empty prototypes, and so on."""
+        found, validation = self.arrays("prototypes"), self.arrays("validation")
+        arrays = degenerate.Arrays(
+            intensity=np.array(self.array("intensity")[-1]),
+            labels=self.array("labels"),
+            counts=self._area.sum(0),
+            channel_mean=found["mean"],
+            groups=self.array("groups"),
+            validation_labels=validation["labels"],
+            validation_confidence=validation["confidence"][-1],
+        )
+        return degenerate.degenerate(self.explanation, arrays)
 
     def conclusions(self) -> list[str]:
         """What may, and what may not, be concluded from the explanation: the sentences the report begins with."""

@@ -2,7 +2,7 @@
 
 import collections
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -17,9 +17,10 @@ def summary(
     metrics: list[dict],
     explanation: Explanation | None,
     errors: np.ndarray,
-    table: dict | None,
+    tables: Mapping[str, dict],
     skipped: Collection[int],
     where: Mapping[str, os.PathLike],
+    doubts: Sequence[str] = (),
 ) -> str:
     """Accuracy, what the explanation explains, the pair, and the refinement table; as far as the run has got.
 
@@ -27,17 +28,25 @@ def summary(
       metrics: the lines of metrics.jsonl.
       explanation: None where there is none yet; then there is no refinement either.
       errors: completeness errors of the contributions, `[T]`.
-      table: the refinement table; None where there is none.
-      skipped: the uncertain prototypes that curation passed over.
+      tables: the refinement tables by name; the first is shown, a line tells of each of the others.
+      skipped: the uncertain prototypes that the curation of the first passed over.
       where: paths by what is there, for the last lines.
+      doubts: where the run has come to nothing, a sentence each.
     """
     parts = [accuracy(metrics)]
+    if doubts:
+        parts.append(
+            "\n".join(["Before anything is read from this run:", *(f"  {printable(each)}" for each in doubts)])
+        )
     if explanation is not None:
         parts += [fidelity(explanation), told_apart(explanation)]
         if errors.max() > INCOMPLETE:
             parts.append(completeness(errors))
-        if table is not None:
+        if tables:
+            name, table = next(iter(tables.items()))
             parts += [wavering(explanation.pair(*table["pair"]), skipped), refinement(table)]
+            if len(tables) > 1:
+                parts.append(other_refinements({key: value for key, value in tables.items() if key != name}))
     return "\n\n".join([*parts, "\n".join(f"{what:<16} {path}" for what, path in where.items())])
 
 
@@ -147,6 +156,23 @@ def refinement(table: dict) -> str:
         )
         lines.append(row.rstrip())
     return "\n".join(lines)
+
+
+def other_refinements(tables: Mapping[str, dict]) -> str:
+    """A line for each refinement beside the one that is shown."""
+    lines = ["Other refinements: the strategy furthest above its random control, in accuracy, with its 95 % interval"]
+    for name, table in tables.items():
+        found = best(table)
+        told = f"{found[0]:<17} {_interval(found[1])}" if found else "no random control"
+        lines.append(f"  {printable(name):<17} {pair_name(*table['pair']):<17} {told}")
+    return "\n".join(lines)
+
+
+def best(table: dict) -> tuple[str, dict] | None:
+    """The strategy whose accuracy is highest above its random control, and that difference; None without controls."""
+    rows = [row for row in table["differences"] if row["against"].startswith("random")]
+    found = max(rows, key=lambda row: row["accuracy"]["mean"], default=None)
+    return found and (found["strategy"], found["accuracy"])
 
 
 def pair_name(a: str, b: str) -> str:

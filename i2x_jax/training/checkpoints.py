@@ -49,9 +49,10 @@ def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[i
     log = spec == "log" and count > 2
     wanted = np.geomspace(1, total, count - 1) if log else np.linspace(0, total, count)[1:]
     steps = [0]
-    for place, step in enumerate(wanted):
-        # Rounding may repeat a step early on: the next free one is taken, leaving room for those to come.
-        steps.append(min(max(round(step), steps[-1] + 1), total - (count - 2 - place)))
+    for step in wanted:
+        # Rounding may repeat a step early on: the next free one is taken. Steps lie further apart later, and the last
+        # is never passed.
+        steps.append(max(round(step), steps[-1] + 1))
     return tuple(steps)
 
 
@@ -219,13 +220,11 @@ class Checkpoints:
           InputError: the checkpoint is missing, damaged, of another model, or holds NaN or infinity.
         """
         variables = self._restore(step, variables=like)["variables"]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-            if not np.isfinite(np.asarray(leaf)).all():
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                raise InputError(
-                    f"checkpoint {self.directory / str(step)} holds NaN or infinity in {name}; allowed: finite "
-                    "weights; train again in another workdir, perhaps with a lower train.learning_rate"
-                )
+        if name := not_finite(variables):
+            raise InputError(
+                f"checkpoint {self.directory / str(step)} holds NaN or infinity in {name}; allowed: finite "
+                "weights; train again in another workdir, perhaps with a lower train.learning_rate"
+            )
         return variables
 
     def restore(self, step: int, variables: Any, optimizer: Any) -> tuple[Any, Any]:
@@ -246,6 +245,14 @@ class Checkpoints:
             f"checkpoint {folder} cannot be read ({reason}); allowed: a complete checkpoint of this model; move that "
             "folder away and run the same command: training resumes from the one before"
         )
+
+
+def not_finite(variables: Any) -> str:
+    """The name of the first leaf that holds NaN or infinity; '' where none does."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if not np.isfinite(np.asarray(leaf)).all():
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return ""
 
 
 def _first_line(error):

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -155,6 +156,31 @@ class TestName:
     def test_whatever_is_no_set_is_refused(self, tmp_path, name):
         assert repr(name) in refused(name, tmp_path)
         assert not list(tmp_path.iterdir())
+
+
+class TestWithoutTensorFlowDatasets:
+    @pytest.fixture(autouse=True)
+    def _missing(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+
+    @pytest.mark.parametrize(
+        "ask", [lambda name: data.load(name, "test", None), lambda name: sources.describe(name, None)]
+    )
+    def test_a_set_of_theirs_is_refused_with_the_mend(self, ask):
+        with pytest.raises(InputError) as error:
+            ask("mnist")
+        line = one_line(error)
+        assert "data set 'mnist' is read with TensorFlow Datasets, which is not installed" in line
+        assert "allowed without it: digits; pip install 'i2x_jax[tfds]'" in line
+
+    def test_a_slip_is_still_told(self, tmp_path):
+        assert "did you mean digits?" in refused("digit", tmp_path)
+
+    def test_what_is_no_name_is_still_refused(self, tmp_path):
+        assert "unknown data set '../mnist'" in refused("../mnist", tmp_path)
+
+    def test_digits_do_without(self):
+        assert len(data.load_splits("digits", 0.15).train.labels) == 1231
 
 
 class TestNotPrepared:

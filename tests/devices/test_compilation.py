@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from programs import ROOT
 
-from i2x_jax.devices import compilation
+from i2x_jax.devices import compilation, inside
 from i2x_jax.models import layers
 from tests.helpers import DEEP
 
@@ -89,9 +90,10 @@ def test_few_locations_and_few_products_do_without_a_convolution(inference):
     assert not {"conv_general_dilated", "ffi_call", "dot_general"} & few_products
 
 
-def test_the_pinned_jaxlib_is_the_one_that_was_tested():
-    """Whoever raises the version decides whether the tests below pass with it, else they are skipped."""
-    assert f"\njaxlib=={compilation.JAXLIB_WITH_ONEDNN}\n" in (ROOT / "requirements.txt").read_text()
+def test_the_pinned_jaxlibs_are_those_that_were_tested():
+    """Whoever raises a version decides whether the tests below pass with it, else they are skipped."""
+    pinned = re.findall(r"^jaxlib==([\d.]+)(?:;|$)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert tuple(pinned) == inside.JAXLIBS_WITH_ONEDNN
 
 
 @needs_onednn

@@ -13,7 +13,7 @@ import jax
 import jsonschema
 import numpy as np
 import pytest
-from programs import ROOT, SCHEMAS, command, environment, kill_when, run, steps_printed, without
+from programs import ROOT, command, environment, kill_when, run, steps_printed, without
 from sklearn.metrics import adjusted_rand_score
 
 from experiments.tools.kill_and_resume import differing
@@ -24,6 +24,7 @@ from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline import train as stage_train
 from i2x_jax.pipeline.train import resume_step
 from i2x_jax.results.files import CHECKPOINTS, METRICS, STEPS
+from i2x_jax.schema import load_schema
 from i2x_jax.training import loop as training
 from i2x_jax.training.checkpoints import present_steps
 from tests.helpers import DEEP, one_line
@@ -228,7 +229,7 @@ class TestWholeRun:
 
     @pytest.mark.parametrize("name", ["config", "explanation", "refinement"])
     def test_json_validates(self, made, name):
-        schema = json.loads((SCHEMAS / f"{name}.schema.json").read_text())
+        schema = load_schema(name)
         jsonschema.validate(json.loads((made[0] / f"{name}.json").read_text()), schema)
 
     def test_metrics_are_written_once(self, finished, made):

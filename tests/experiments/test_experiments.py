@@ -11,7 +11,7 @@ import pytest
 from programs import ROOT, environment
 
 from i2x_jax import Run, models
-from i2x_jax.config import from_config_dict, to_dict
+from i2x_jax.config import Config, from_config_dict, to_dict
 from i2x_jax.data import sources
 
 PAPER = ("mnist_resnet50", "cifar10_resnet50", "mnist_inception_v3")
@@ -36,11 +36,12 @@ def test_there_is_one_for_each_of_the_papers_settings():
 
 
 @pytest.mark.parametrize("path", each())
-def test_it_is_valid_and_holds_every_number(path):
-    settings = settings_of(path)
-    config = from_config_dict(settings)
-    given = {group: set(members) if hasattr(members, "keys") else None for group, members in settings.items()}
-    assert given == {group: set(v) if isinstance(v, dict) else None for group, v in to_dict(config).items()}
+def test_it_is_valid_and_states_what_differs_from_the_defaults_and_no_more(path):
+    settings, defaults = settings_of(path), to_dict(Config())
+    made = to_dict(from_config_dict(settings))
+    for group, members in settings.items():
+        assert members.keys() == {key for key, value in made[group].items() if value != defaults[group][key]}
+    assert {group for group in made if made[group] != defaults[group]} == set(settings.keys())
 
 
 @pytest.mark.parametrize("path", each())

@@ -1,5 +1,4 @@
 import dataclasses
-import importlib.resources
 import json
 import subprocess
 import sys
@@ -14,17 +13,13 @@ from i2x_jax.explanation import analysis
 from i2x_jax.explanation import build as structure
 from i2x_jax.explanation import types as explanation
 from i2x_jax.explanation.uncertainty import PairScores
+from i2x_jax.schema import load_schema
 
 CLASSES = ("cat", "dog", "é 7")
 
 
 def schema(name):
-    text = (
-        importlib.resources.files("i2x_jax.results")
-        .joinpath("schemas", f"{name}.schema.json")
-        .read_text(encoding="utf-8")
-    )
-    loaded = json.loads(text)
+    loaded = load_schema(name)
     jsonschema.Draft202012Validator.check_schema(loaded)
     return jsonschema.Draft202012Validator(loaded)
 
@@ -196,10 +191,10 @@ def test_support_names_prototypes_that_occur_in_at_least_5_percent_of_the_class(
     intensity = np.zeros((3, 60, 4))
     intensity[1, ::2] = [2, 4, 6, 0]
     run |= {"labels": labels, "area": area, "intensity": intensity, "groups": np.zeros((2, 60), np.int32)}
-    supports = structure.build_explanation(**run).for_class("dog").support
+    supports = build(run).for_class("dog").support
     assert [record.prototype for record in supports] == [1, 0]
     run["labels"] = np.append(labels[:-1], 1)  # 21 dogs: less than 5 %
-    supports = structure.build_explanation(**run).for_class("dog").support
+    supports = build(run).for_class("dog").support
     assert [record.prototype for record in supports] == [1]
 
 
@@ -209,7 +204,7 @@ def test_support_names_prototypes_that_occur_in_at_least_5_percent_of_the_class(
 def test_support_disagrees_with_contributions_of_at_least_a_hundredth_logit(contribution, disagrees):
     run = planted_support()
     run["contributions"][1, 1, 1, 1] = contribution  # the support of prototype 1 is -1
-    record = structure.build_explanation(**run).for_class("dog").support[0]
+    record = build(run).for_class("dog").support[0]
     assert (record.prototype, record.disagrees) == (1, disagrees)
 
 
@@ -366,24 +361,30 @@ def changed_json(change):
         ("", "not JSON"),
         ("{", "not JSON"),
         ("[" * 100_000, "not JSON"),
-        ("[]", "explanation is \\[\\]; allowed: an object"),
-        ("{}", "missing key 'classes'"),
-        ('{"schema": 99}', "schema 99; allowed: 1"),
-        (changed_json(lambda data: data.pop("steps")), "missing key 'steps'"),
-        (changed_json(lambda data: data.update(extra=1)), "explanation has unknown key 'extra'"),
-        (changed_json(lambda data: data.update(schema=True)), "explanation.schema is True; allowed: a whole number"),
-        (changed_json(lambda data: data.update(steps="0")), "explanation.steps is '0'; allowed: a list"),
-        (changed_json(lambda data: data["steps"].append(1.5)), "steps\\[3\\] is 1.5; allowed: a whole number"),
-        (changed_json(lambda data: data["classes"].append(7)), "classes\\[3\\] is 7; allowed: a text"),
-        (changed_json(lambda data: data["intervals"][0].update(gain="x\ny")), "intervals\\[0\\].gain is 'x"),
-        (changed_json(lambda data: data["intervals"][0].update(gain=True)), "gain is True; allowed: a finite number"),
-        (changed_json(lambda data: data["intervals"][0].update(gain=np.nan)), "gain is nan; allowed: a finite number"),
-        (changed_json(lambda data: data["intervals"][0].update(gain=10**400)), "gain is 1000"),
-        (changed_json(lambda data: data["intervals"][0].update(null=[1])), "null is \\[1\\]; allowed: a list of 3"),
-        (changed_json(lambda data: data["intervals"][0].update(above_null=1)), "allowed: true or false"),
-        (changed_json(lambda data: data["intervals"].pop()), "intervals has 1 members; allowed: 2"),
-        (changed_json(lambda data: data["per_class"].pop()), "per_class has 2 members; allowed: 3"),
-        (changed_json(lambda data: data["pairs"].append("x" * 1000)), "pairs\\[3\\] is 'xxx"),
+        ("[]", "\\$ \\[\\] is not of type 'object'"),
+        ("{}", "\\$ 'schema' is a required property"),
+        (changed_json(lambda data: data.update(schema=99)), "\\$.schema 99 is not 1"),
+        (changed_json(lambda data: data.pop("steps")), "\\$ 'steps' is a required property"),
+        (changed_json(lambda data: data.update(extra=1)), "\\$ has a property 'extra' too many"),
+        (changed_json(lambda data: data.update(schema=True)), "\\$.schema True is not 1"),
+        (changed_json(lambda data: data.update(steps="0")), "\\$.steps '0' is not of type 'array'"),
+        (changed_json(lambda data: data["steps"].append(1.5)), "\\$.steps\\[3\\] 1.5 is not of type 'integer'"),
+        (changed_json(lambda data: data["classes"].append(7)), "\\$.classes\\[3\\] 7 is not of type 'string'"),
+        (
+            changed_json(lambda data: data["intervals"][0].update(gain="x\ny")),
+            "\\$.intervals\\[0\\].gain 'x.*is not of type 'number', 'null'",
+        ),
+        (
+            changed_json(lambda data: data["intervals"][0].update(gain=True)),
+            "\\.gain True is not of type 'number', 'null'",
+        ),
+        (changed_json(lambda data: data["intervals"][0].update(gain=np.nan)), "not JSON .NaN is not a finite number"),
+        (changed_json(lambda data: data["intervals"][0].update(gain=10**400)), "not JSON .a number has 401 digits"),
+        (changed_json(lambda data: data["intervals"][0].update(null=[1])), "\\.null \\[1\\] has fewer members than 3"),
+        (changed_json(lambda data: data["intervals"][0].update(above_null=1)), "above_null 1 is not of type 'boolean'"),
+        (changed_json(lambda data: data["intervals"].pop()), "\\$.intervals has 1 members instead of 2"),
+        (changed_json(lambda data: data["per_class"].pop()), "\\$.per_class has 2 members instead of 3"),
+        (changed_json(lambda data: data["pairs"].append("x" * 1000)), "\\$.pairs\\[3\\] 'xxx"),
     ],
 )
 def test_malformed_json_is_refused_in_one_line(text, message):

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from programs import (
     ROOT,
-    SCHEMAS,
     contents,
     environment,
     kill_when,
@@ -30,6 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from experiments.tools.kill_and_resume import SMALL, differing
 from i2x_jax import Run
 from i2x_jax.results.files import STEPS
+from i2x_jax.schema import load_schema
 from tests import plain_ledger
 
 # What SMALL asks for: checkpoints, samples, classes, prototypes, PCA dimensions, feature channels, side of the map.
@@ -153,11 +153,11 @@ class TestFiles:
     def test_json_validates(self, finished, name):
         jsonschema.validate(
             json.loads((finished / f"{name}.json").read_text()),
-            json.loads((SCHEMAS / f"{name}.schema.json").read_text()),
+            load_schema(name),
         )
 
     def test_metrics_validate_line_by_line(self, finished, opened):
-        schema = json.loads((SCHEMAS / "metrics.schema.json").read_text())
+        schema = load_schema("metrics")
         for line in (finished / "metrics.jsonl").read_text().splitlines():
             jsonschema.validate(json.loads(line), schema)
         assert [line["step"] for line in opened.metrics if line["split"] == "validation"] == opened.steps.tolist()

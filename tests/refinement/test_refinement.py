@@ -1,7 +1,6 @@
 import copy
 import functools
 import json
-import pathlib
 
 import jax
 import jsonschema
@@ -9,20 +8,18 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import i2x_jax
 from i2x_jax.config import STRATEGIES
 from i2x_jax.data.dataset import steps_per_pass
 from i2x_jax.refinement import strategies as refinement
 from i2x_jax.refinement.table import paired_interval, summarize
+from i2x_jax.schema import load_schema
 from i2x_jax.training import loop as training
 from tests.helpers import ROUNDING, planted, tiny_model, tiny_variables
 
 TRAIN, TEST = planted(60), planted(30, seed=1)
 PAIR = (0, 2)
 BATCH = 16  # four steps a phase
-SCHEMA = json.loads(
-    (pathlib.Path(i2x_jax.__file__).parent / "results" / "schemas" / "refinement.schema.json").read_text()
-)
+SCHEMA = load_schema("refinement")
 
 
 @functools.cache

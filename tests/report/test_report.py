@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from i2x_jax.config import InputError
+from i2x_jax.config import InputError, printable
 from i2x_jax.evidence.saliency import crop_size, saliency_maps
 from i2x_jax.explanation.types import ClassExplanation, Explanation, Interval
 from i2x_jax.report import charts, examples, gallery, page
-from i2x_jax.report.content import rounded, visible
+from i2x_jax.report.content import rounded
 from i2x_jax.results import findings, pictures, story, tables
 from i2x_jax.results.files import REFINEMENT, REPORT
 from tests.helpers import one_line
@@ -147,9 +147,9 @@ class TestNames:
         text.encode("utf-8")
         assert json.loads(text) == {value: [value]}
 
-    def test_visible_leaves_letters_alone(self):
-        assert visible("naïve 猫 5°") == "naïve 猫 5°"
-        assert visible("a\nb\u200bc") == "a\\nb\\u200bc"
+    def test_printable_leaves_letters_alone(self):
+        assert printable("naïve 猫 5°") == "naïve 猫 5°"
+        assert printable("a\nb\u200bc") == "a\\nb\\u200bc"
 
 
 class TestFigures:

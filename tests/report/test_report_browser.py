@@ -6,6 +6,7 @@ import urllib.parse
 
 import pytest
 
+from i2x_jax.config import printable
 from i2x_jax.report import content
 from i2x_jax.results.files import REPORT
 from tests.report_run import CONTROL, HYPHENS, NAMES, SCRIPT, report_run
@@ -210,7 +211,7 @@ def test_pair_view_shows_the_figures(opened, run):
     pictures = browser.find_elements(By.CSS_SELECTOR, "#pair-panel td img")
     carriers = [content.carrier(pair, each) for each in pair.separating]
     described = [picture.get_attribute("alt") for picture in pictures]
-    assert described == [f"Where it is strongest in images of “{content.visible(name)}”" for name in carriers]
+    assert described == [f"Where it is strongest in images of “{printable(name)}”" for name in carriers]
 
 
 def test_by_keyboard(opened):

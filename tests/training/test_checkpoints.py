@@ -24,6 +24,13 @@ class TestSelectSteps:
         assert list(steps) == sorted(set(steps))
         assert all(type(step) is int for step in steps)
 
+    @pytest.mark.parametrize("spec", ["log", "linear"])
+    def test_no_number_of_steps_passes_the_last(self, spec):
+        for total in range(1, 60):
+            for count in range(2, total + 3):
+                steps = select_steps(spec, count, total)
+                assert (len(steps), steps[-1]) == (min(count, total + 1), total)
+
     def test_log_is_evenly_spaced_in_the_logarithm(self):
         assert select_steps("log", 5, 1000) == (0, 1, 10, 100, 1000)
 

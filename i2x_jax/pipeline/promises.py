@@ -1,0 +1,97 @@
+"""Whether a user's two functions do what the steps of a run take for granted."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from i2x_jax.config import InputError
+from i2x_jax.devices.compilation import jit
+from i2x_jax.devices.mesh import fetch, replicate
+from i2x_jax.models.model import Model
+
+# So many images are looked at together, and each alone.
+IMAGES_TRIED = 32
+# What rounding may do: half precision keeps 8 bits, and a batch of another size is summed in another order. BatchNorm
+# by the batch and dropout are beyond it by far.
+SAME = 0.05
+# Sums of 1 that were rounded, in half precision too.
+ADDS_UP = 1e-2
+
+
+def check_promises(model: Model, variables: Any, images: np.ndarray) -> None:
+    """Raises `InputError` where a user's functions are not those of a network in use, which returns logits.
+
+    Args:
+      model: whose features and head are tried.
+      variables: of one checkpoint.
+      images: uint8 `[N, H, W, C]`, of which a few all over are tried.
+    """
+    tried = images[np.linspace(0, len(images) - 1, min(len(images), IMAGES_TRIED)).astype(int)]
+    variables = replicate(variables)
+
+    def both():
+        """Traced anew with each call: what is drawn outside of JAX is then drawn anew."""
+
+        def features_and_logits(variables, images):
+            features = model.features(variables, images)
+            return features, model.head(variables, features)
+
+        return jit(features_and_logits, inference=True)
+
+    features, logits = _compared(both(), variables, tried, both)
+    if not np.isfinite(logits).all():
+        return  # said of the step at which it happens, with its number
+    if logits.shape[1] > 1 and are_probabilities(logits):
+        raise InputError(
+            f"`head` returned probabilities for all of {len(tried)} images: none is negative, and those of an image "
+            "add up to 1; allowed: logits; leave the softmax out of `head`"
+        )
+    heads = jit(model.head, inference=True)
+    alone = np.concatenate([fetch(heads(variables, features[i : i + 1])) for i in range(len(features))])
+    if _differ(alone, logits):
+        raise InputError(
+            f"`head` returns other logits for an image alone than beside others: {_moved(alone, logits)}; allowed: "
+            "each sample for itself; switch training off in `head` (dropout, BatchNorm by the batch)"
+        )
+
+
+def _compared(program, variables, tried, again: Callable[[], Callable]):
+    """Features and logits of all images together, once they are known to be those of each image alone."""
+    features, logits = fetch(program(variables, tried))
+    alone = [fetch(program(variables, tried[i : i + 1])) for i in range(len(tried))]
+    each_features, each_logits = (np.concatenate(parts) for parts in zip(*alone, strict=True))
+    if not _differ(each_features, features):
+        return features, logits
+    repeated = fetch(again()(variables, tried))
+    if _differ(repeated[0], features):
+        raise InputError(
+            f"`features` returns another map for the same images the second time: {_moved(repeated[1], logits)}; "
+            "allowed: a function without chance; switch dropout and random augmentation off in `features`"
+        )
+    raise InputError(
+        f"`features` returns another map for an image alone than beside others: {_moved(each_logits, logits)}; "
+        "allowed: the network as it is used; switch training off in `features` (BatchNorm with running averages, no "
+        "dropout)"
+    )
+
+
+def are_probabilities(logits: np.ndarray) -> bool:
+    """Whether no number of `[B, M]` is negative and every row adds up to one."""
+    return bool((logits >= 0).all() and np.allclose(logits.sum(1), 1, rtol=0, atol=ADDS_UP))
+
+
+def _differ(one, other):
+    """Whether arrays `[B, ...]` differ in some sample by more than rounding does, measured by their lengths."""
+    one, other = (np.asarray(each, np.float64).reshape(len(each), -1) for each in (one, other))
+    # An image whose own map is about zero is measured by the others.
+    size = np.maximum(np.linalg.norm(other, axis=1), np.sqrt((other**2).sum(1).mean()))
+    return bool((np.linalg.norm(one - other, axis=1) > SAME * size).any())
+
+
+def _moved(one, other):
+    confidence = (np.asarray(jax.nn.softmax(jnp.asarray(logits))) for logits in (one, other))
+    moved = np.abs(np.subtract(*confidence)).max()
+    return f"the confidence in a class moves by up to {moved:.2f}"
