@@ -212,8 +212,13 @@ def pair_ledger(ledger: Mapping[str, np.ndarray], counts: np.ndarray, a: int, b:
       a: a class.
       b: another.
     """
-    both = np.asarray(ledger["seeing"], np.float64) + ledger["weighing"]
-    of_a, of_b = (both[:, label, :, a] - both[:, label, :, b] for label in (a, b))  # [T-1,K]
+
+    def moved(label):
+        seeing, weighing = (np.asarray(ledger[name][:, label], np.float64) for name in ("seeing", "weighing"))
+        both = seeing + weighing
+        return both[:, :, a] - both[:, :, b]
+
+    of_a, of_b = moved(a), moved(b)  # [T-1,K]
     mean = (counts[a] * of_a + counts[b] * of_b) / max(counts[a] + counts[b], 1)
     size = np.abs(of_a).sum(0) + np.abs(of_b).sum(0)
     return tuple(

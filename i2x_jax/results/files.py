@@ -19,6 +19,7 @@ from i2x_jax.schema import check_json, strict_json
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tensorboard"
+LEDGER, ACCOUNT = "ledger.npz", "account.npy"
 REFINEMENT, REFINEMENTS = "refinement.json", "refinements"
 CONTACT_SHEET, REPORT = "contact_sheet.png", "report.html"
 
@@ -30,8 +31,8 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "evidence": (
         "explain",
         (
-            *("assignments.npy", "intensity.npy", "confidence.npy", "account.npy"),
-            *("contributions.npz", "ledger.npz", "prototype_features.npz", "validation.npz", "test.npz"),
+            *("assignments.npy", "intensity.npy", "confidence.npy", ACCOUNT),
+            *("contributions.npz", LEDGER, "prototype_features.npz", "validation.npz", "test.npz"),
         ),
     ),
     "mapping": ("explain", ("groups.npy", "mapping.npz", "curated.npz", EXPLANATION)),

@@ -22,10 +22,12 @@ from i2x_jax.results import story as stories
 from i2x_jax.results.arrays import ARRAYS, read_array, read_arrays
 from i2x_jax.results.comparison import Compared
 from i2x_jax.results.files import (
+    ACCOUNT,
     CHECKPOINTS,
     CONFIG,
     CONTACT_SHEET,
     EXPLANATION,
+    LEDGER,
     METRICS,
     REFINEMENT,
     REPORT,
@@ -371,17 +373,7 @@ class Run:
         Raises:
           InputError: an unknown class or interval, or a run that was made before there was a ledger.
         """
-        label = self._label(name)
-        rows = np.flatnonzero(self.array("labels") == label)
-        found = account.class_ledger(
-            label,
-            self.explanation.classes,
-            self.steps,
-            self.arrays("ledger"),
-            np.asarray(self.array("confidence")[:, rows, label], np.float64).mean(1),
-            account.account_error(self.array("account")[:, rows]),
-            (self._area[rows] > 0).mean(0),
-        )
+        found = self._class_ledger(self._label(name), self._with_ledger)
         if interval is None:
             return found
         intervals = {(each.from_step, each.to_step): each for each in found.intervals}
@@ -389,6 +381,42 @@ class Run:
             allowed = ", ".join(map(str, intervals))
             raise InputError(f"unknown interval {asked.shown(interval)}; allowed: {allowed}; see .steps")
         return dataclasses.replace(found, intervals=(intervals[tuple(interval)],))
+
+    @functools.cached_property
+    def ledgers(self) -> tuple[ClassLedger, ...]:
+        """The ledgers of all classes, in their order; as `ledger`."""
+        found = self._with_ledger
+        return tuple(self._class_ledger(label, found) for label in range(len(self.explanation.classes)))
+
+    def _class_ledger(self, label, found):
+        rows = np.flatnonzero(self.array("labels") == label)
+        return account.class_ledger(
+            label,
+            self.explanation.classes,
+            self.steps,
+            found,
+            np.asarray(self.array("confidence")[:, rows, label], np.float64).mean(1),
+            account.account_error(self.array("account")[:, rows]),
+            (self._area[rows] > 0).mean(0),
+        )
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether the run has a ledger; those that were made before there was one have none."""
+        return all((self.path / name).exists() for name in (LEDGER, ACCOUNT))
+
+    @property
+    def _with_ledger(self):
+        """The arrays of ledger.npz."""
+        self._refuse_without_ledger()
+        return self.arrays("ledger")
+
+    def _refuse_without_ledger(self):
+        if not self.has_ledger:
+            raise InputError(
+                f"{self.path} has no ledger ({LEDGER}, {ACCOUNT}): it was made before there was one, or is not that "
+                "far; allowed: a run that was explained since; run explain in a new workdir"
+            )
 
     def ledger_of_pair(self, a: str, b: str) -> tuple[PairEntry, ...]:
         """Which prototypes moved the difference of two confidences, over the images of both classes (DESIGN 2.5).
@@ -400,7 +428,7 @@ class Run:
           InputError: as `ledger`.
         """
         counts = np.bincount(self.array("labels"), minlength=len(self.explanation.classes))
-        return account.pair_ledger(self.arrays("ledger"), counts, self._label(a), self._label(b))
+        return account.pair_ledger(self._with_ledger, counts, self._label(a), self._label(b))
 
     def account(self, image: "int | np.ndarray", split: str = "train") -> ImageAccount:
         """The account of one image: what moved its confidence in its label, interval by interval (DESIGN 2.5).
@@ -412,6 +440,7 @@ class Run:
         Raises:
           InputError: as `story`, or a run that was made before there was a ledger.
         """
+        self._refuse_without_ledger()
         if isinstance(image, (int, np.integer)) and split in SPLITS:
             _, row = self._find(image, split)
             if split == "train":
@@ -454,7 +483,7 @@ class Run:
         return comparison.compare(mine, theirs)
 
     def _for_comparison(self):
-        found = self.arrays("ledger")
+        found = self._with_ledger
         return comparison.Side(
             self.explanation.classes, np.array(self.array("labels")), self.array("assignments"), found
         )
@@ -506,7 +535,24 @@ class Run:
             skipped,
             {"Run directory": self.path, **there},
             self.doubts() if explained else (),
+            self._learned(next(iter(tables.values()))["pair"] if tables else None) if explained else None,
         )
+
+    def _learned(self, pair):
+        """`summary.learning_story` of a pair, or of the most confused one; None without a ledger."""
+        classes = self.explanation.classes
+        if not self.has_ledger or not self.explanation.pairs:
+            return None
+        a, b = pair or (self.explanation.pairs[0].a, self.explanation.pairs[0].b)
+        labels, confidence = np.asarray(self.array("labels")), self.array("confidence")
+        first, second = classes.index(a), classes.index(b)
+        if not ((labels == first).any() and (labels == second).any()):
+            return None
+        gaps = []
+        for label in (first, second):
+            own = np.asarray(confidence[:, labels == label], np.float64)
+            gaps.append((own[:, :, first] - own[:, :, second]).mean(1))
+        return summary.learning_story((a, b), list(map(int, self.steps)), gaps, self.ledger_of_pair(a, b))
 
     def doubts(self) -> list[str]:
         """Where the run has come to nothing, a sentence each: images without saliency, empty prototypes, and so on."""
@@ -581,7 +627,7 @@ class Run:
         """A table of the run as a pandas data frame, one row per record.
 
         Args:
-          table: one of `Run.TABLES`: intervals, prototypes, support, pairs, uncertain, metrics, refinement.
+          table: one of `Run.TABLES`: intervals, prototypes, support, pairs, uncertain, ledger, metrics, refinement.
 
         Raises:
           InputError: no such table, the stage that makes it has not run, or pandas is not installed.
