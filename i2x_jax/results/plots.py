@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from i2x_jax.config import printable
+from i2x_jax.explanation.pairs import TOLD_APART
 from i2x_jax.explanation.types import PairExplanation
-from i2x_jax.explanation.uncertainty import TOLD_APART
 from i2x_jax.results import pictures
 from i2x_jax.results.story import Crops, ToldApart
 
