@@ -569,7 +569,7 @@ class Run:
         return degenerate.degenerate(self.explanation, arrays)
 
     def conclusions(self) -> list[str]:
-        """What may, and what may not, be concluded from the explanation: the sentences the report begins with."""
+        """What may, and what may not, be concluded from the explanation: the sentences of the report."""
         errors = self.arrays("contributions")["completeness_error"]
         return [
             *findings.fidelity(self.explanation),
