@@ -20,7 +20,7 @@ COURSE, OF_PAIR = 8, 6
 # Share of a contribution that places of a blank image make too, from which the page says so.
 MUCH_BLANK = 0.25
 # Contributions in logits that are too small to be compared with anything.
-LEAST_LOGITS = 0.05
+LEAST_LOGITS = 0.2
 
 
 def thousandths(values: Any) -> Any:

@@ -260,9 +260,11 @@ def test_class_view_is_an_account_that_adds_up(opened, run):
 
 
 def test_an_image_reads_as_an_account(opened, run):
-    browser = opened("#image=393")
+    browser = opened()
+    row = int(browser.find_element(By.CSS_SELECTOR, "#image-panel .thumbs a").get_attribute("href").split("=")[-1])
+    browser = opened(f"#image={row}")
     rows = figures(browser, "Account of this image")
-    confidence = np.array(run.array("confidence")[:, 393, run.array("labels")[393]])
+    confidence = np.array(run.array("confidence")[:, row, run.array("labels")[row]])
     assert rows[-1][1][:-1] == [f"{value:.3f}" for value in confidence[1:]]
     for column in range(len(run.steps)):
         before, *parts, after = [round(1000 * float(cells[column])) for _, cells in rows]

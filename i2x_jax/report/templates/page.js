@@ -278,7 +278,7 @@
     return [
       el("div", { class: "chooser" }, chooser("Interval, steps", "choose-ledger", intervals.map((name, t) => [t, `${name} (${moved(changes[t])})`]), most, show)),
       inside,
-      el("p", { class: "how" }, "Seen: because the features at a prototype’s places changed. Weighed: because the head made something else of them. The two add up to the change. Mostly: the class that lost most by the entry, or gained most where it is negative. The standard error is over images of this one training run."),
+      el("p", { class: "how" }, "Seen: because the features at a prototype’s places changed. Weighed: because the head made something else of them. The two add up to the change. Mostly: the class that lost most by the entry, or gained most where it is negative. The standard error is over images of this one training run. What rounding leaves stands with the other prototypes."),
       el("h4", {}, "Over the whole training"),
       plot("stacked", stackRows(course), `Confidence in ${quoted(c)} at each checkpoint, as the sum of what it was at the start and of what each prototype had added by then. What lies below zero is to be taken off.`),
       courseTable("The whole training", course, "confidence"),
@@ -425,7 +425,7 @@
   const accountOfImage = (row, label) => {
     const course = ledger && ledger.images[row];
     return course ? [el("h4", {}, "Its account"),
-      el("p", { class: "how" }, `What the prototypes in this image added to its confidence in ${quoted(label)} in each interval. Each column adds up to its last line.`),
+      el("p", { class: "how" }, `What the prototypes in this image added to its confidence in ${quoted(label)} in each interval. Each column adds up to its last line; what rounding leaves stands with the other prototypes.`),
       courseTable("Account of this image", course, "confidence")] : [];
   };
   const showImage = (row) => {
