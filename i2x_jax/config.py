@@ -128,7 +128,9 @@ class ExplainConfig(_Group):
     _prefix = "explain."
     num_prototypes: int = _setting(16, "Prototypes, the clusters of K-means.", low=2)
     pca_dims: int = _setting(32, "Dimensions that feature vectors are reduced to before.", low=1)
-    max_locations: int = _setting(0, "Feature vectors that K-means is fitted on, at most; 0 for all.", low=0)
+    max_locations: int = _setting(
+        0, "Feature vectors that K-means is fitted on; 0 for 4,096 a prototype, -1 for all.", low=-1
+    )
     restarts: int = _setting(4, "Starts of K-means, of which the best is kept.", low=1)
     cam: str = _setting("gradcam", "The saliency rule.", choices=CAMS)
     target: str = _setting("label", "The class whose logit saliency is of.", choices=("label", "predicted"))

@@ -14,23 +14,36 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from i2x_jax.devices.compilation import keep_programs
 from i2x_jax.devices.mesh import fetch
-from i2x_jax.evidence import measuring as evidence
+from i2x_jax.evidence import measuring
 from i2x_jax.training import loop as training
 from tests.helpers import planted, tiny_model, tiny_variables
 
 
 def results():
-    """Everything that a training step and a batch of evidence return."""
+    """Everything that a training step, a batch at two checkpoints and its ledger return."""
     model, data = tiny_model(), planted(16)
     optimizer = training.make_optimizer("sgd", 0.1, 1e-4, 10, 0.1)
     state = training.init_state(tiny_variables(), optimizer)
     state = training.train_step(
         model, optimizer, "shift", state, training.zero_totals(), data.images, data.labels, jax.random.key(0)
     )
-    mask, places = np.ones(16, bool), np.zeros((16, 4, 4), np.int16)
-    settings = evidence.Measuring(3)
-    found = evidence.batch_evidence(model, settings, tiny_variables(), data.images, data.labels, mask, places)
-    return fetch((state, found))
+    mask, places, blank = np.ones(16, bool), np.zeros((16, 4, 4), np.int16), np.zeros((1, 4, 4, 8), np.float32)
+    variables = [tiny_variables(), tiny_variables(1)]
+    found = [
+        measuring.take(
+            model,
+            measuring.Measuring(3),
+            held,
+            measuring.batch_features(model, held, data.images),
+            data.labels,
+            places,
+            blank,
+        )
+        for held in variables
+    ]
+    ends = [each.end for each in found]
+    account = measuring.account(model, variables, [blank, blank], ends, places, data.labels, mask)
+    return fetch((state, found, account))
 
 
 def main():

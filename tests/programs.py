@@ -48,10 +48,11 @@ def run(base: pathlib.Path, workdir: pathlib.Path, *more: str) -> str:
     return done.stdout
 
 
-def kill_when(base: pathlib.Path, workdir: pathlib.Path, reached, *more: str) -> None:
-    """Starts a run and kills it (SIGKILL) as soon as `reached()`."""
+def kill_when(base: pathlib.Path, workdir: pathlib.Path, reached, *more: str, arguments: list[str] = ()) -> None:
+    """Starts a run, or other arguments in its place, and kills it (SIGKILL) as soon as `reached()`."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command(workdir, *more), env=environment(base), **quiet) as process:
+    started = arguments or command(workdir, *more)
+    with subprocess.Popen(started, env=environment(base), cwd=ROOT, **quiet) as process:
         try:
             # Nothing here takes that long, but on a machine that is busy.
             until = time.monotonic() + 300

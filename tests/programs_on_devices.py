@@ -14,14 +14,14 @@ import numpy as np
 from i2x_jax import models
 from i2x_jax.data import dataset as data
 from i2x_jax.devices import mesh as distributed
-from i2x_jax.evidence import measuring as evidence
-from i2x_jax.evidence import prototypes
+from i2x_jax.evidence import measuring, prototypes
+from i2x_jax.pipeline import measure
 from i2x_jax.pipeline import prototypes as stage_prototypes
 from i2x_jax.training import loop as training
 from tests.helpers import drawn
 
 SEED, STEPS, BATCH, PROTOTYPES = 3, 5, 32, 6
-MEASURING = evidence.Measuring(PROTOTYPES, batch_size=BATCH)
+MEASURING = measuring.Measuring(PROTOTYPES)
 # More than one block of `stage_prototypes.blocks` on a CPU, the last one not full.
 POINTS = (20_001, 5)
 
@@ -50,23 +50,41 @@ def trained(model, variables, dataset):
 
 
 def measured(model, variables, dataset, rng):
-    """Maps, intensities, confidences and contributions; rows that another process writes stay NaN."""
-    assignments = rng.integers(PROTOTYPES, size=(len(dataset.labels), *model.feature_shape[:2])).astype(np.int16)
-    intensity = np.full((len(dataset.labels), PROTOTYPES), np.nan, np.float32)
-    confidence = np.full((len(dataset.labels), len(dataset.class_names)), np.nan, np.float32)
-    contributions = evidence.measure_checkpoint(
-        model, variables, dataset, assignments, MEASURING, intensity, confidence
+    """What two checkpoints take from prototypes, and the ledger; rows that another process writes stay NaN."""
+    h, w, d = model.feature_shape
+    count, classes = len(dataset.labels), len(dataset.class_names)
+    held = distributed.replicate([variables, drawn(model, SEED + 1)])
+    pca = prototypes.Pca(rng.uniform(size=d), np.eye(d)[:4], np.zeros(4))
+    shared = pca, rng.normal(size=(PROTOTYPES, 4)), rng.uniform(0, 1, (1, h, w, d))
+    pca, centroids, blank = distributed.replicate(jax.tree.map(np.float32, shared))
+    checkpoints = measure.Checkpoints(model, MEASURING, held.__getitem__, [blank, blank + 0.1], pca, centroids)
+    rows = measure.Rows(
+        assignments=np.full((count, h * w), np.nan, np.float32),
+        intensity=np.full((2, count, PROTOTYPES), np.nan, np.float32),
+        confidence=np.full((2, count, classes), np.nan, np.float32),
+        account=np.full((1, count, PROTOTYPES + 1), np.nan, np.float32),
+        margin=None,
     )
+    sums = measure.measure_block(checkpoints, dataset, rows, np.arange(2), 0, BATCH)
     first = next(data.batches(dataset, BATCH))
-    arrays = distributed.shard((first.images, first.labels, first.mask, assignments[:BATCH]))
-    batch = evidence.batch_evidence(model, MEASURING, variables, *arrays)
+    images, labels = distributed.shard((first.images, first.labels))
+    features = measuring.batch_features(model, held[1], images)
+    places = measuring.assign_locations(pca, centroids, features)
+    batch = measuring.take(model, MEASURING, held[1], features, labels, places, blank)
+    counts = np.maximum(np.bincount(dataset.labels, minlength=classes), 1)[:, None, None]
+    mean, std = measure.moments_of(sums["contribution 0"], sums["contribution_square 0"], counts)
     return {
         "maps": distributed.fetch(batch.maps),
-        "own intensity": intensity,
-        "own confidence": confidence,
+        **{
+            f"own {name}": np.moveaxis(values, -2, 0).reshape(count, -1)
+            for name, values in rows._asdict().items()
+            if values is not None
+        },
         "logits": training.predict(model, variables, dataset, BATCH),
-        "contributions": contributions.mean,
-        "contributions_std": contributions.std,
+        "contributions": mean,
+        "contributions_std": std,
+        **{f"ledger {name}": sums[f"{name} 0"] for name in ("seeing", "weighing", "bias")},
+        "features of prototypes": sums["features 1"],
     }
 
 

@@ -23,8 +23,8 @@ SLOW = (
 )
 
 PROGRAMS = {
-    *("train_step", "batch_statistics", "batch_logits", "features", "moments_add", "project"),
-    *("_next_centre", "assign", "_add_members", "batch_evidence"),
+    *("train_step", "batch_statistics", "batch_logits", "batch_features", "moments_start", "project"),
+    *("_next_centre", "assign", "_add_members", "assign_locations", "take", "account", "class_moments"),
 }
 
 

@@ -9,10 +9,12 @@ It takes the checkpoints of a finished run. Each implementation works in a proce
 turns, with as many threads; cold is the first call, compilation included (ours forgets its programs before), warm the
 --repeats after it. Stages behind the first are given the same upstream outputs (ours), and what they return is
 compared. K-means makes the same number of iterations from the same start. `explain` does all of it from images and
-checkpoints, each side with its own K-means. Ours keeps freed memory, as in run.py (host_memory.py), and its peak of
-memory contains that. Rows marked with * are not equal work:
+checkpoints, each side with its own K-means, fitted on all locations. Ours assigns locations to prototypes while it
+measures, and not in K-means as the baseline does, so that only sums of parts compare; and wherever it measures it
+computes contributions to all classes too, which the baseline lacks. Ours keeps freed memory, as in run.py
+(host_memory.py), and its peak of memory contains that. Rows marked with * are not equal work:
 
-  contributions       ours: saliency and intensity, and contributions to all classes besides, as in a run
+  explain_as_run      ours: `explain` as in a run, fitted on a sample of locations, and the ledger computed besides
   kmeans_fit          each side's K-means from its own starts until it converges
   kmeans_subsampled   ours fitted on some of the rows, the baseline on all
   grouping_global     ours by class, the baseline by one HDBSCAN call over all rows of one interval

@@ -10,16 +10,25 @@ from safetensors.numpy import save_file
 
 from experiments.benchmarks.benchmark_problem import Problem, Stopwatch
 from i2x_jax import Run
-from i2x_jax.data.dataset import Dataset, Splits
-from i2x_jax.devices.mesh import divisible, fetch, shard
-from i2x_jax.evidence import measuring as evidence
-from i2x_jax.evidence import prototypes
+from i2x_jax.data.dataset import Dataset, Splits, batches
+from i2x_jax.devices.mesh import ahead, divisible, fetch, replicate, shard
+from i2x_jax.evidence import measuring, prototypes
+from i2x_jax.evidence.sampling import sample_locations
 from i2x_jax.explanation import grouping, mapping
 from i2x_jax.explanation.analysis import difference, fit_groups
 from i2x_jax.models import torch_weights
 from i2x_jax.pipeline import explain as stage_explain
+from i2x_jax.pipeline import measure as stage_measure
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.pipeline.prototypes import blocks, cluster, feature_rows, find_prototypes, nearest, reduce_features
+from i2x_jax.pipeline.prototypes import (
+    blocks,
+    cluster,
+    find_prototypes,
+    locations_wanted,
+    reduce_features,
+    sample_of,
+    sampled_features,
+)
 from i2x_jax.results.files import CHECKPOINTS, CONFIG
 from i2x_jax.training import loop as training
 
@@ -76,55 +85,57 @@ class Implementation:
 
     def features(self) -> dict:
         """Feature vectors of all locations, for the stages behind them."""
-        rows = feature_rows(self.model, self.variables, self.dataset, self.settings.batch_size)
-        return {"features": np.concatenate([fetch(part)[:count] for part, _, count in rows])}
+        return {"features": self._features(max_locations=-1)}
+
+    def _features(self, max_locations):
+        wanted = locations_wanted(max_locations, self.settings.num_prototypes)
+        sample = sample_of(self.dataset, self.model, wanted, self.problem.config.seed)
+        return sampled_features(self.model, self.variables, self.dataset, self.settings.batch_size, sample)[0]
+
+    def _taken(self, batch, assignments):
+        """What the checkpoint that is loaded takes from a batch; without a ledger the blank image does not matter."""
+        images, labels, places = shard((batch.images, batch.labels, assignments))
+        features = measuring.batch_features(self.model, self.variables, images)
+        blank = np.zeros((1, *self.model.feature_shape), np.float32)
+        return measuring.take(
+            self.model,
+            self._measuring(ledger=False),
+            self.variables,
+            features,
+            labels,
+            places.reshape(-1, *self.model.feature_shape[:2]),
+            blank,
+        )
+
+    def _measuring(self, ledger):
+        settings = self.settings
+        return measuring.Measuring(settings.num_prototypes, settings.cam, settings.target, ledger=ledger)
 
     def maps(self, assignments: np.ndarray) -> dict:
         """Saliency of the first batch, to compare."""
-        rows = slice(0, self.settings.batch_size)
-        images, labels = self.dataset.images[rows], self.dataset.labels[rows]
-        found = evidence.batch_evidence(
-            self.model,
-            stage_explain.measuring_of(self.settings)._replace(contributions=False),
-            self.variables,
-            images,
-            labels,
-            np.ones(len(labels), bool),
-            assignments[rows].reshape(-1, *self.model.feature_shape[:2]),
-        )
-        return {"maps": fetch(found.maps)}
+        size = min(self.settings.batch_size, len(self.dataset.labels))
+        batch = next(batches(self.dataset, size))
+        return {"maps": fetch(self._taken(batch, assignments[:size]).maps)}
 
-    def saliency_intensity(self, assignments: np.ndarray, with_contributions: bool = False) -> dict:
+    def saliency_intensity(self, assignments: np.ndarray) -> dict:
         """Intensity `[N, K]` and confidence `[N, M]` at the checkpoint that is loaded."""
-        intensity = np.empty((len(self.dataset.labels), self.settings.num_prototypes), np.float32)
-        confidence = np.empty((len(self.dataset.labels), self.problem.num_classes), np.float32)
-        self._measure(assignments, intensity, confidence, with_contributions)
+        count, size = len(self.dataset.labels), divisible(self.settings.batch_size)
+        intensity = np.empty((count, self.settings.num_prototypes), np.float32)
+        confidence = np.empty((count, self.problem.num_classes), np.float32)
+        places = np.pad(assignments.reshape(count, -1), ((0, -count % size), (0, 0)))
+        found = (
+            (batch, self._taken(batch, places[batch.start : batch.start + size]))
+            for batch in batches(self.dataset, size)
+        )
+        for batch, taken in ahead(found):
+            rows = slice(batch.start, batch.start + int(batch.mask.sum()))
+            stage_measure.write_rows(intensity, rows, taken.intensity)
+            stage_measure.write_rows(confidence, rows, taken.confidence)
         return {"intensity": intensity, "confidence": confidence}
 
-    def _measure(self, assignments, intensity, confidence, with_contributions=False):
-        evidence.measure_checkpoint(
-            self.model,
-            self.variables,
-            self.dataset,
-            assignments.reshape(-1, *self.model.feature_shape[:2]),
-            stage_explain.measuring_of(self.settings)._replace(contributions=with_contributions),
-            intensity,
-            confidence,
-        )
-
     def pca(self, features: np.ndarray) -> dict:
-        """PCA, fitted and applied, in batches of as many rows as in a run."""
-        h, w, _ = self.model.feature_shape
-        size = divisible(min(self.settings.batch_size * h * w, len(features)))
-
-        def rows_of():
-            for start in range(0, len(features), size):
-                part = features[start : start + size]
-                count = len(part)
-                part = np.pad(part, ((0, size - count), (0, 0))) if count < size else part
-                yield *shard((part, (np.arange(size) < count).astype(np.float32))), count
-
-        found, points = reduce_features(rows_of, len(features), self.settings.pca_dims)
+        """PCA, fitted and applied, in blocks as in a run."""
+        found, points = reduce_features(features, self.settings.pca_dims)
         return {"points": points, "components": found.components, "mean": found.mean}
 
     def kmeans(self, points: np.ndarray, start: np.ndarray, iterations: int) -> dict:
@@ -132,18 +143,19 @@ class Implementation:
         found = prototypes.lloyd(*zip(*blocks(points), strict=True), start, iterations, 0.0)
         return {"centroids": found.centroids, "inertia": found.inertia, "iterations": found.iterations}
 
-    def kmeans_fit(self, points: np.ndarray, max_locations: int = 0) -> dict:
+    def kmeans_fit(self, points: np.ndarray, max_locations: int = -1) -> dict:
         """K-means from its own start until it converges, on all rows or on some; all are assigned."""
-        found = self._cluster(points, max_locations)
+        config, settings = self.problem.config, self.settings
+        wanted = locations_wanted(max_locations, settings.num_prototypes)
+        fitted = points if wanted is None else points[sample_locations(len(points), wanted, config.seed)]
+        found = cluster(fitted, settings.num_prototypes, config.seed, settings.restarts)
+        self.assign(points, found.centroids)
         return {"centroids": found.centroids, "inertia": found.inertia, "iterations": found.iterations}
-
-    def _cluster(self, points, max_locations):
-        settings = self.settings
-        return cluster(points, settings.num_prototypes, self.problem.config.seed, settings.restarts, max_locations)
 
     def assign(self, points: np.ndarray, centroids: np.ndarray) -> dict:
         """The nearest centroid of every point."""
-        return {"ids": nearest(blocks(points), centroids)[: len(points)]}
+        found = (prototypes.assign(part, centroids) for part, _ in blocks(points))
+        return {"ids": np.concatenate([fetch(ids) for ids in ahead(found)])[: len(points)]}
 
     def grouping(self, confidence: np.ndarray) -> dict:
         """Groups of every interval `[T-1, N]`."""
@@ -187,39 +199,55 @@ class Implementation:
         names = ("beta_groups", "beta", "ridge_lambda", "r2", "r2_by_class")
         return {name: np.stack(values) for name, values in zip(names, zip(*found, strict=True), strict=True)}
 
-    def explain(self) -> dict:
-        """What the baseline computes too, from images and checkpoints."""
-        watch, problem, (h, w, _) = Stopwatch(), self.problem, self.model.feature_shape
+    def explain(self, max_locations: int = -1, ledger: bool = False) -> dict:
+        """From images and checkpoints; by default what the baseline computes too, all locations fitted on."""
+        watch, problem, settings = Stopwatch(), self.problem, self.settings
         self.load(-1)
-        reduced, points = reduce_features(
-            lambda: feature_rows(self.model, self.variables, self.dataset, self.settings.batch_size),
-            len(problem.labels) * h * w,
-            self.settings.pca_dims,
-        )
+        reduced, points = reduce_features(self._features(max_locations), settings.pca_dims)
         watch.lap("features and pca")
-        found = self._cluster(points, self.settings.max_locations)
-        assignments = found.assignments.reshape(len(problem.labels), -1)
-        watch.lap("kmeans and assign")
-        intensity = np.empty((len(problem.steps), len(problem.labels), self.settings.num_prototypes), np.float32)
-        confidence = np.empty((*intensity.shape[:2], problem.num_classes), np.float32)
-        for t in range(len(problem.steps)):
-            self.load(t)
-            self._measure(assignments, intensity[t], confidence[t])
-        watch.lap("saliency_intensity")
-        groups = self.grouping(confidence)["groups"]
+        found = cluster(points, settings.num_prototypes, problem.config.seed, settings.restarts)
+        watch.lap("kmeans")
+        rows = self._measure(reduced, found.centroids, ledger)
+        watch.lap("measuring, assignment included")
+        groups = self.grouping(rows.confidence)["groups"]
         watch.lap("grouping")
-        mapped = self.mapping(intensity, confidence, groups)
+        mapped = self.mapping(rows.intensity, rows.confidence, groups)
         watch.lap("mapping")
         return {
-            "assignments": assignments,
+            "assignments": rows.assignments,
             "centroids": found.centroids @ reduced.components,
-            "intensity": intensity,
-            "confidence": confidence,
+            "intensity": rows.intensity,
+            "confidence": rows.confidence,
             "groups": groups,
             "r2": mapped["r2"],
             "iterations": found.iterations,
             "parts": watch.laps,
         }
+
+    def _measure(self, reduced, centroids, ledger):
+        """The pass of the step `evidence` over the training images, in one block."""
+        problem, settings, (h, w, _) = self.problem, self.settings, self.model.feature_shape
+        steps, count = len(problem.steps), len(problem.labels)
+        variables = [self.run.variables(step) for step in problem.steps]
+        blank = replicate(measuring.blank_image(np.zeros(1), problem.images.shape[1:]))
+        blanks = [measuring.batch_features(self.model, held, blank) for held in variables]
+        checkpoints = stage_measure.Checkpoints(
+            self.model,
+            self._measuring(ledger),
+            variables.__getitem__,
+            blanks,
+            *replicate((reduced, centroids)),
+        )
+        k = settings.num_prototypes
+        rows = stage_measure.Rows(
+            np.empty((count, h * w), np.int16),
+            np.empty((steps, count, k), np.float32),
+            np.empty((steps, count, problem.num_classes), np.float32),
+            np.empty((steps - 1, count, k + 1), np.float32) if ledger else None,
+            None,
+        )
+        stage_measure.measure_block(checkpoints, self.dataset, rows, problem.steps, 0, settings.batch_size)
+        return rows
 
     def explain_complete(self) -> dict:
         """The stage as `run.py` does it, with all that the baseline leaves out, into a folder that is thrown away."""
@@ -233,7 +261,7 @@ class Implementation:
             watch = Stopwatch()
             for stage in (
                 find_prototypes,
-                stage_explain.measure_evidence,
+                stage_measure.measure_evidence,
                 stage_explain.map_changes,
                 stage_explain.draw_contact_sheet,
             ):

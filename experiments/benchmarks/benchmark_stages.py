@@ -152,12 +152,12 @@ def measure(
 
     rows["forward"] = bench.stage("forward", images)
     rows["saliency_intensity"] = bench.stage("saliency_intensity", images, inputs=alike(**given))
-    rows["contributions"] = bench.stage(
-        "contributions",
+    rows["explain_as_run"] = bench.stage(
+        "explain_as_run",
         images,
         equal_work=False,
-        calls={"ours": "saliency_intensity", "baseline": None},
-        inputs={"ours": {**given, "with_contributions": True}},
+        calls={"ours": "explain", "baseline": None},
+        inputs={"ours": {"max_locations": config.explain.max_locations, "ledger": True}},
     )
     logits = bench.found("forward")
     differences["forward"] = {"logits": differ.relative(logits[0]["logits"], logits[1]["logits"])}
@@ -182,7 +182,7 @@ def measure(
     rows["kmeans"]["iterations"] = {side: each["iterations"] for side, each in zip(sides, found, strict=True)}
     differences["kmeans"] = {key: differ.relative(found[0][key], found[1][key]) for key in ("inertia", "centroids")}
     rows["kmeans_fit"] = bench.stage("kmeans_fit", equal_work=False, inputs=alike(**place))
-    some = config.explain.max_locations or min(SUBSAMPLE, len(points) // 2)
+    some = config.explain.max_locations if config.explain.max_locations > 0 else min(SUBSAMPLE, len(points) // 2)
     rows["kmeans_subsampled"] = bench.stage(
         "kmeans_subsampled",
         equal_work=False,

@@ -2,12 +2,14 @@
 
     python experiments/benchmarks/memory.py --images=100000
 
-Prototypes (PCA and K-means) and intensities at two checkpoints, by the code that run.py runs, of a synthetic network
-whose feature maps are drawn from a seed for each image: 100,000 x 49 x 2,048 of them would fill 40 GB at a checkpoint.
+Prototypes (PCA and K-means of a sample of locations) and what two checkpoints take from them, by the code that run.py
+runs, of a synthetic network whose feature maps are drawn from a seed for each image: 100,000 x 49 x 2,048 of them would
+fill 40 GB at a checkpoint.
 Feature vectors lie around planted centres, so that what is found can be checked. Prints time and peak memory of each
 part, and the adjusted Rand index between planted centres and prototypes.
 
-Measured on two cores of an AMD EPYC beside other work: peak 2.33 GB, 11 minutes of a core, index 1.000.
+Measured on two cores of an AMD EPYC beside other work, before locations were sampled: peak 2.33 GB, 11 minutes of a
+core, index 1.000.
 """
 
 import functools
@@ -31,7 +33,7 @@ from i2x_jax.data.dataset import Dataset, Splits
 from i2x_jax.devices.host_memory import keep_freed_memory
 from i2x_jax.models import Model, Places, Span
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.pipeline.explain import measure_evidence
+from i2x_jax.pipeline.measure import measure_evidence
 from i2x_jax.pipeline.prototypes import find_prototypes
 
 CENTRES, CODE, PCA_DIMS, CLASSES, SIDE = 16, 12, 32, 10, 7
@@ -108,13 +110,16 @@ def main(_):
     with tempfile.TemporaryDirectory() as folder:
         directory = RunDirectory(folder)
         work = types.SimpleNamespace(
+            path=directory.path,
             config=from_config_dict({"explain": explain}),
             splits=Splits(train, few, few),
             dataset=train,
             model=synthetic_model(_CHANNELS.value),
             steps=(0, 1),
             variables=functools.partial(variables_of, _CHANNELS.value),
+            abstract_variables=jax.eval_shape(lambda: variables_of(_CHANNELS.value, 0)),
             array=lambda name: np.load(directory.path / f"{name}.npy", mmap_mode="r"),
+            arrays=lambda name: dict(np.load(directory.path / f"{name}.npz")),
         )
         print(f"{'start':<12}{peak_megabytes():>8,.0f} MB", flush=True)
         for name, step in (("prototypes", find_prototypes), ("intensities", measure_evidence)):

@@ -1,25 +1,25 @@
-"""What each checkpoint takes from each prototype: intensity, confidence, contributions (DESIGN 2.4).
+"""What every checkpoint takes from every prototype, in one pass over the images (DESIGN 2.4, 2.10).
 
-One jitted program per batch; whatever grows with the number of samples is written straight to its place.
+While a batch is on the device all checkpoints see it, the last one first: its features say which prototype each
+location belongs to. Whatever grows with the number of samples leaves the device at once; sums by class are added up.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from i2x_jax.config import InputError
-from i2x_jax.data.dataset import Dataset, batches
 from i2x_jax.devices.compilation import jit
-from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows, shard
-from i2x_jax.evidence import prototypes
+from i2x_jax.evidence import ledger, prototypes
 from i2x_jax.evidence.saliency import bias, contributions, saliency_maps
 from i2x_jax.models.model import Model, Variables
 
-# Contributions above are squared in other units: a batch of these squares still fits float32.
+# Logits smaller than this are no scale for an error.
+LEAST_LOGIT = 1e-6
+# Values above are added up and squared in other units: a batch of these squares still fits float32.
 LARGEST_SQUARED = 2.0**50
 
 
@@ -28,85 +28,135 @@ class Measuring(NamedTuple):
 
     Attributes:
       num_prototypes: K.
-      cam: one of `saliency.RULES`.
+      cam: one of `saliency.RULES`; with a pair one of `config.SIGNED_CAMS`.
       target: 'label' or 'predicted', the logit that saliency explains.
-      batch_size: samples at a time; results do not depend on it.
-      contributions: whether they are measured too: behind a head that is not linear they take M backward passes, all
-        else takes one.
+      pair: two classes whose margin's signed intensity is measured too (DESIGN 2.8), as labels; () for none.
+      ledger: whether changes of confidence are accounted for; behind a head that is not linear that takes 48 M backward
+        passes of the head a checkpoint, all else M + 1.
     """
 
     num_prototypes: int
     cam: str = "gradcam"
     target: str = "label"
-    batch_size: int = 256
-    contributions: bool = True
+    pair: tuple[int, ...] = ()
+    ledger: bool = True
 
 
-class BatchEvidence(NamedTuple):
-    """Evidence in one batch.
+class Taken(NamedTuple):
+    """What a checkpoint takes from a batch.
 
     Attributes:
       intensity: `[B, K]`, in logits.
       confidence: `[B, M]`, softmax.
+      margin: `[B, K]`, signed intensity of the pair's margin, in logits; None without a pair.
       maps: saliency `[B, h, w]`.
+      evidence: `[B, K, M]`, contributions, in logits.
+      error: `[B]`, how far contributions and bias miss the logits, relative to the largest |logit|.
       finite: whether intensity and confidence hold neither NaN nor infinity.
-      contribution_sum: `[M, K, M]`: class of the sample, prototype, class of the logit; over the unmasked samples, in
-        units of `contribution_scale`.
-      contribution_square: the same of the squares, in units of its square.
-      contribution_scale: 1, unless contributions are so large that their squares would overflow.
-      completeness_error: the largest |sum of contributions + bias - logit| relative to the largest |logit|.
-
-    Without contributions the four that tell of them are None.
+      end: what the ledger needs of the checkpoint; None without a ledger.
     """
 
     intensity: jax.Array
     confidence: jax.Array
+    margin: jax.Array | None
     maps: jax.Array
+    evidence: jax.Array
+    error: jax.Array
     finite: jax.Array
-    contribution_sum: jax.Array | None = None
-    contribution_square: jax.Array | None = None
-    contribution_scale: jax.Array | None = None
-    completeness_error: jax.Array | None = None
+    end: "End | None"
 
 
-class Contributions(NamedTuple):
-    """Contributions at one checkpoint by class of the sample, in logits.
+class End(NamedTuple):
+    """What the ledger needs of the checkpoint at one end of an interval.
 
     Attributes:
-      mean: float32 `[M, K, M]`: class of the sample, prototype, class of the logit.
-      std: the same, population standard deviation.
-      bias: float32 `[M]`, what no location contributes.
-      completeness_error: the largest relative error of `sum + bias = logit` over all samples.
+      logits: `[B, M]`.
+      own: `[B, K, M]`, evidence under the checkpoint's own head, which adds up with `start` to the logits.
+      start: `[B or 1, M]`, what belongs to no place.
+      sums: `[B, K, d]` of `ledger.prototype_sums`.
+      features: `[B, h, w, d]` behind a head that is not linear, otherwise None.
+      path_error: `[B]`, how far the path missed the logits before what was missing was spread; 0 for a linear head.
     """
 
-    mean: np.ndarray
-    std: np.ndarray
-    bias: np.ndarray
-    completeness_error: float
+    logits: jax.Array
+    own: jax.Array
+    start: jax.Array
+    sums: jax.Array
+    features: jax.Array | None
+    path_error: jax.Array
+
+
+class ClassSums(NamedTuple):
+    """Sums over the samples of each class.
+
+    Attributes:
+      total: `[M, ...]`, in units of `scale`.
+      squares: `[M, ...]`, of the squares, in units of its square.
+      scale: 1, unless values are so large that their squares would overflow.
+    """
+
+    total: jax.Array
+    squares: jax.Array
+    scale: jax.Array
+
+
+class Account(NamedTuple):
+    """What the ledger of an interval says of a batch.
+
+    Attributes:
+      account: `[B, K+1]`, of the label's confidence: prototypes, and last what belongs to no place.
+      seeing: `ClassSums` of `[M, K, M]`: class of the sample, prototype, class of the confidence; so `weighing`.
+      weighing: see `seeing`.
+      bias: `[M, M]`, sums over the samples of each class.
+      residual: the largest over the samples, see `ledger.residual`.
+      logit: the largest absolute logit at either end.
+    """
+
+    account: jax.Array
+    seeing: ClassSums
+    weighing: ClassSums
+    bias: jax.Array
+    residual: jax.Array
+    logit: jax.Array
+
+
+@functools.partial(jit, inference=True, static_argnames="model")
+def batch_features(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+    """Features float32 `[B, h, w, d]`, jitted."""
+    return model.features(variables, images)
+
+
+@jax.jit
+def assign_locations(pca: prototypes.Pca, centroids: jax.Array, features: jax.Array) -> jax.Array:
+    """The prototype of every location, int32 `[B, h, w]`, from features `[B, h, w, d]` of the final model."""
+    points = prototypes.project(pca, features.reshape(-1, features.shape[-1]))
+    return prototypes.assign(points, centroids).reshape(features.shape[:3])
 
 
 @functools.partial(jit, inference=True, static_argnames=("model", "settings"))
-def batch_evidence(
+def take(
     model: Model,
     settings: Measuring,
     variables: Variables,
-    images: jax.Array,
+    features: jax.Array,
     labels: jax.Array,
-    mask: jax.Array,
     assignments: jax.Array,
-) -> BatchEvidence:
-    """Everything that is measured on a batch, from one forward pass of the backbone.
+    blank: jax.Array,
+) -> Taken:
+    """Everything that is measured on a batch at one checkpoint, from one forward pass of the backbone.
+
+    Features are given, so that there is one program for the backbone at all checkpoints: that of the last one has to
+    be done before locations are assigned, and another program would round otherwise.
 
     Args:
       model: the classifier.
       settings: what is measured.
       variables: of the checkpoint.
-      images: `[B, H, W, C]`.
+      features: `[B, h, w, d]` of `batch_features`.
       labels: int32 `[B]`.
-      mask: bool `[B]`, False for rows that do not count.
       assignments: int `[B, h, w]`, the prototype of every location.
+      blank: `[1, h, w, d]`, features of the blank image at this checkpoint.
     """
-    features = model.features(variables, images)
     with jax.default_matmul_precision("highest"):
         # Logits as numbers: fused into what follows, they may differ from their own maximum by rounding, which is much
         # where they are huge.
@@ -114,99 +164,174 @@ def batch_evidence(
     classes = labels if settings.target == "label" else logits.argmax(-1)
     maps = saliency_maps(model, variables, features, classes, cam=settings.cam)
     with jax.default_matmul_precision("highest"):
-        intensity = prototypes.intensity(maps, assignments, settings.num_prototypes)
-        confidence = jax.nn.softmax(logits)
-        finite = jnp.isfinite(intensity).all() & jnp.isfinite(confidence).all()
-        measured = BatchEvidence(intensity, confidence, maps, finite)
-        if not settings.contributions:
-            return measured
-        members = jax.nn.one_hot(assignments, settings.num_prototypes)
-        evidence = jnp.einsum("bhwk,bhwm->bkm", members, contributions(model, variables, features))
-        of_class = jax.nn.one_hot(labels, logits.shape[-1]) * mask[:, None]
+        sums = ledger.prototype_sums(features, assignments, settings.num_prototypes)
+        if model.linear_head:
+            evidence = jnp.matmul(sums, model.linear_head(variables)[0])
+        else:
+            members = jax.nn.one_hot(assignments, settings.num_prototypes)
+            evidence = jnp.einsum("bhwk,bhwm->bkm", members, contributions(model, variables, features))
         error = jnp.abs(evidence.sum(1) + bias(model, variables) - logits).max(-1)
-        error = error / jnp.maximum(jnp.abs(logits).max(-1), 1e-6)
-        largest = jnp.abs(evidence).max(where=mask[:, None, None], initial=0.0)
-        # Within these bounds dividing by 1 changes no bit; beyond, what is large or small at once is lost.
-        scale = jnp.where((largest > LARGEST_SQUARED) & jnp.isfinite(largest), largest, 1.0)
-        scaled = evidence / scale
-        return measured._replace(
-            contribution_sum=jnp.einsum("bs,bkm->skm", of_class, scaled),
-            contribution_square=jnp.einsum("bs,bkm->skm", of_class, scaled**2),
-            contribution_scale=scale,
-            completeness_error=jnp.where(mask, error, 0.0).max(),
-        )
+        error = error / jnp.maximum(jnp.abs(logits).max(-1), LEAST_LOGIT)
+    margin = None
+    if settings.pair:
+        pair = jnp.broadcast_to(jnp.array(settings.pair)[:, None], (2, len(labels)))
+        signed = saliency_maps(model, variables, features, pair[0], against=pair[1], cam=settings.cam)
+        margin = prototypes.intensity(signed, assignments, settings.num_prototypes)
+    intensity, confidence = prototypes.intensity(maps, assignments, settings.num_prototypes), jax.nn.softmax(logits)
+    return Taken(
+        intensity=intensity,
+        confidence=confidence,
+        margin=margin,
+        maps=maps,
+        evidence=evidence,
+        error=error,
+        finite=jnp.isfinite(intensity).all() & jnp.isfinite(confidence).all(),
+        end=_end(model, variables, features, assignments, blank, logits, sums, evidence) if settings.ledger else None,
+    )
 
 
-def measure_checkpoint(
+def _end(model, variables, features, assignments, blank, logits, sums, evidence):
+    if model.linear_head:
+        return End(logits, evidence, model.linear_head(variables)[1][None], sums, None, jnp.zeros(len(logits)))
+    path = _path(model, variables, features, assignments, blank, sums.shape[1])
+    return End(logits, path.evidence, path.start, sums, features, path.error)
+
+
+def _path(model, variables, features, assignments, blank, num_prototypes):
+    return ledger.path_evidence(functools.partial(model.head, variables), features, blank, assignments, num_prototypes)
+
+
+@functools.partial(jit, inference=True, static_argnames="model")
+def account(
     model: Model,
-    variables: Variables,
-    dataset: Dataset,
-    assignments: np.ndarray,
-    settings: Measuring,
-    intensity: np.ndarray,
-    confidence: np.ndarray,
-    progress: Callable[[int], Any] = lambda count: None,
-) -> Contributions | None:
-    """Measures one checkpoint over all samples.
+    variables: Sequence[Variables],
+    blanks: Sequence[jax.Array],
+    ends: Sequence[End],
+    assignments: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+) -> Account:
+    """The ledger of one interval of a batch.
 
     Args:
       model: the classifier.
-      variables: of the checkpoint.
-      dataset: N samples.
-      assignments: int16 `[N, h, w]`.
-      settings: what is measured.
-      intensity: float32 `[N, K]`, written to; may be a memory map.
-      confidence: float32 `[N, M]`, written to; may be a memory map. Of both, each process writes its own rows.
-      progress: told after every batch how many samples it held.
-
-    Returns:
-      The contributions; None without them.
-
-    Raises:
-      InputError: intensities or confidences that are not finite.
+      variables: of the two checkpoints, the earlier first; so all that come in twos.
+      blanks: `[1, h, w, d]` each, features of the blank image.
+      ends: of `take`.
+      assignments: int `[B, h, w]`.
+      labels: int32 `[B]`.
+      mask: bool `[B]`, False for rows that do not count.
     """
-    num_classes = len(dataset.class_names)
-    total = np.zeros((num_classes, settings.num_prototypes, num_classes))
-    square = np.zeros_like(total)
-    worst = 0.0
-
-    def measured():
-        for batch in batches(dataset, divisible(settings.batch_size)):
-            rows = slice(batch.start, batch.start + int(batch.mask.sum()))
-            # Rows that fill the batch up repeat sample 0; their assignments do not matter.
-            places = np.zeros((len(batch.labels), *assignments.shape[1:]), assignments.dtype)
-            places[: rows.stop - rows.start] = assignments[rows]
-            arrays = shard((batch.images, batch.labels, batch.mask, places))
-            yield rows, batch_evidence(model, settings, variables, *arrays)
-
-    for rows, found in ahead(measured()):
-        write_rows(intensity[rows], found.intensity)
-        write_rows(confidence[rows], found.confidence)
-        if not fetch(found.finite):
-            raise InputError(
-                f"saliency or confidence of samples {rows.start} to {rows.stop - 1} is not finite; allowed: finite "
-                "numbers; look at the weights and the images of this run"
-            )
-        if settings.contributions:
-            scale = np.float64(fetch(found.contribution_scale))
-            total += scale * fetch(found.contribution_sum)
-            square += scale**2 * fetch(found.contribution_square)
-            # As `max` would not, this hands NaN on.
-            worst = float(np.maximum(worst, fetch(found.completeness_error)))
-        progress(rows.stop - rows.start)
-    if not settings.contributions:
-        return None
-    counts = np.maximum(np.bincount(dataset.labels, minlength=num_classes), 1)[:, None, None]
-    mean = total / counts
-    std = np.sqrt(np.maximum(square / counts - mean**2, 0))
-    return Contributions(mean.astype(np.float32), std.astype(np.float32), fetch(batch_bias(model, variables)), worst)
+    before, after = ends
+    parts = parts_between(model, variables, blanks, ends, assignments)
+    missed = ledger.residual(parts, before.logits, after.logits)
+    size = jnp.maximum(jnp.abs(before.logits), jnp.abs(after.logits)).max(-1)
+    return Account(
+        account=ledger.account_of(parts, labels),
+        seeing=class_sums(parts.seeing, labels, mask),
+        weighing=class_sums(parts.weighing, labels, mask),
+        bias=_by_class(parts.bias, labels, mask),
+        residual=jnp.where(mask, missed, 0).max(),
+        logit=jnp.where(mask, size, 0).max(),
+    )
 
 
-def write_rows(target: np.ndarray, rows: jax.Array) -> None:
-    """Writes the rows `[B, ...]` that this process has to `target` `[n, ...]`; those beyond n filled the batch up."""
-    for place, values in own_rows(rows):
-        inside = target[place]
-        inside[:] = values[: len(inside)]
+def parts_between(
+    model: Model,
+    variables: Sequence[Variables],
+    blanks: Sequence[jax.Array],
+    ends: Sequence[End],
+    assignments: jax.Array,
+) -> ledger.Parts:
+    """Parts of the change of confidence between two checkpoints, sample by sample; arguments as in `account`."""
+    before, after = ends
+    if model.linear_head:
+        heads = [model.linear_head(held) for held in variables]
+        logits = ledger.linear_parts(
+            *(ledger.End(end.sums, end.logits, *head) for end, head in zip(ends, heads, strict=True))
+        )
+    else:
+        # The features of either end under the head of the other.
+        crossed = [
+            _path(model, held, end.features, assignments, blank, before.own.shape[1])
+            for held, end, blank in zip(reversed(variables), ends, blanks, strict=True)
+        ]
+        own = [ledger.Path(end.own, end.start, end.path_error) for end in ends]
+        logits = ledger.path_parts((own[0], crossed[0]), (crossed[1], own[1]))
+    return ledger.confidence_parts(logits, before.logits, after.logits)
+
+
+def coarse_account(before: End, after: End, labels: jax.Array) -> jax.Array:
+    """`ledger.account_of` between checkpoints that others lie between: `[B, K+1]`; the split is left out."""
+    nothing = jnp.zeros_like(before.own)
+    parts = ledger.Parts(after.own - before.own, nothing, jnp.atleast_2d(after.start - before.start))
+    return ledger.account_of(ledger.confidence_parts(parts, before.logits, after.logits), labels)
+
+
+@functools.partial(jax.jit, static_argnames="num_classes")
+def class_sums(values: jax.Array, labels: jax.Array, mask: jax.Array, num_classes: int | None = None) -> ClassSums:
+    """Sums of `[B, K, M]` over the samples of each class, and of the squares: `[M, K, M]` each.
+
+    Args:
+      values: of the samples.
+      labels: int32 `[B]`.
+      mask: bool `[B]`, False for rows that do not count.
+      num_classes: M of the result's first axis, static; None for that of the last axis.
+    """
+    size = jnp.abs(values).max(where=mask[:, None, None], initial=0.0)
+    # Within these bounds dividing by 1 changes no bit; beyond, what is small beside what is large is lost.
+    scale = jnp.where((size > LARGEST_SQUARED) & jnp.isfinite(size), size, 1.0)
+    scaled, num_classes = values / scale, num_classes or values.shape[-1]
+    return ClassSums(
+        _by_class(scaled, labels, mask, num_classes), _by_class(scaled**2, labels, mask, num_classes), scale
+    )
+
+
+def _by_class(values, labels, mask, num_classes=None):
+    of_class = jax.nn.one_hot(labels, num_classes or values.shape[-1]) * mask[:, None]
+    return jnp.einsum("bs,b...->s...", of_class, values, precision="highest")
+
+
+@jax.jit
+def summed(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Sum over the rows `[B, ...]` that count."""
+    return jnp.einsum("b,b...->...", mask.astype(values.dtype), values, precision="highest")
+
+
+@jax.jit
+def largest(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """The largest of `[B]` among the rows that count, at least 0."""
+    return jnp.where(mask, values, 0).max()
+
+
+@jax.jit
+def path_error(end: End, mask: jax.Array) -> jax.Array:
+    """How far the path missed the logits, as a share of their spread, summed over the samples that count."""
+    spread = end.logits.max(-1) - end.logits.min(-1)
+    return jnp.where(mask, end.path_error / jnp.maximum(spread, LEAST_LOGIT), 0).sum()
+
+
+@jax.jit
+def path_differences(
+    before: End, after: End, halves: jax.Array, labels: jax.Array, mask: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """How far the account over two intervals at once is from the sum of both, in L1, and its own size; summed.
+
+    Args:
+      before: the first checkpoint.
+      after: the one after the next.
+      halves: `[B, K+1]`, the sum of the accounts of both intervals.
+      labels: int32 `[B]`.
+      mask: bool `[B]`, False for rows that do not count.
+    """
+    coarse = coarse_account(before, after, labels)
+    return jnp.abs(coarse - halves).sum(-1) @ mask, jnp.abs(coarse).sum(-1) @ mask
+
+
+@functools.partial(jit, inference=True, static_argnames="model")
+def blank_evidence(model: Model, variables: Variables, blank: jax.Array) -> jax.Array:
+    """What each location of the blank image adds to each logit: `[h, w, M]`, from its features `[1, h, w, d]`."""
+    return contributions(model, variables, blank)[0]
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -215,53 +340,6 @@ def batch_bias(model: Model, variables: Variables) -> jax.Array:
     return bias(model, variables)
 
 
-@functools.partial(jit, inference=True, static_argnames=("model", "settings"))
-def batch_margin_intensity(
-    model: Model,
-    settings: Measuring,
-    variables: Variables,
-    images: jax.Array,
-    assignments: jax.Array,
-    pair: jax.Array,
-) -> jax.Array:
-    """Intensity `[B, K]` of the signed margin of class `pair[0]` over `pair[1]` (DESIGN 2.8), jitted."""
-    features = model.features(variables, images)
-    classes = jnp.broadcast_to(pair[:, None], (2, len(images)))
-    maps = saliency_maps(model, variables, features, classes[0], against=classes[1], cam=settings.cam)
-    return prototypes.intensity(maps, assignments, settings.num_prototypes)
-
-
-def margin_intensity(
-    model: Model,
-    variables: Variables,
-    dataset: Dataset,
-    assignments: np.ndarray,
-    settings: Measuring,
-    pair: tuple[int, int],
-) -> np.ndarray:
-    """Intensity float32 `[N, K]` of the margin of one class over another, for all samples given.
-
-    Args:
-      model: the classifier.
-      variables: of the checkpoint.
-      dataset: N samples.
-      assignments: int `[N, h, w]`, the prototype of every location.
-      settings: what is measured; `cam` is one of `config.SIGNED_CAMS`.
-      pair: the class whose logit counts, and the one whose logit is taken from it.
-
-    Returns:
-      Signed, in logits.
-    """
-    size = divisible(settings.batch_size)
-    rows = (
-        batch_margin_intensity(
-            model,
-            settings,
-            variables,
-            shard(batch.images),
-            shard(np.take(assignments, np.arange(batch.start, batch.start + size), axis=0, mode="clip")),
-            np.array(pair, np.int32),
-        )
-        for batch in batches(dataset, size)
-    )
-    return np.concatenate([fetch(part) for part in ahead(rows)])[: len(dataset.labels)]
+def blank_image(mean: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
+    """An image of one colour, uint8 `[1, H, W, C]`: the mean `[C]` of the training images, 0 to 255."""
+    return np.broadcast_to(np.round(mean).astype(np.uint8), (1, *image_shape)).copy()

@@ -1,7 +1,7 @@
 """What one image takes from each prototype, over the checkpoints, measured when it is asked for (DESIGN 2.2 to 2.4)."""
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from i2x_jax.config import ExplainConfig
 from i2x_jax.devices.compilation import jit
 from i2x_jax.devices.mesh import fetch
-from i2x_jax.evidence import prototypes
+from i2x_jax.evidence import ledger, measuring, prototypes
 from i2x_jax.evidence.saliency import bias, contributions, saliency_maps
 from i2x_jax.models.model import Model, Variables
 
@@ -114,3 +114,43 @@ def _features_and_logits(model, variables, images):
     features = model.features(variables, images)
     with jax.default_matmul_precision("highest"):
         return features, model.head(variables, features)
+
+
+def account_image(
+    model: Model,
+    checkpoints: Sequence[Variables],
+    image: np.ndarray,
+    assignments: np.ndarray,
+    blank: np.ndarray,
+    num_prototypes: int,
+) -> ledger.Parts:
+    """The ledger of one image: parts of the change of every confidence, in every interval (DESIGN 2.10).
+
+    Args:
+      model: the classifier.
+      checkpoints: T variables of it.
+      image: uint8 `[H, W, C]`.
+      assignments: int `[h, w]`, the prototype of every location.
+      blank: the colour `[C]` of the blank image, 0 to 255.
+      num_prototypes: K.
+
+    Returns:
+      `seeing` and `weighing` float32 `[T-1, K, M]`, `bias` `[T-1, M]`.
+    """
+    settings, places = measuring.Measuring(num_prototypes), np.array(assignments)[None]
+    nobody, empty = np.zeros(1, np.int32), measuring.blank_image(blank, image.shape)
+    blanks = [measuring.batch_features(model, variables, empty) for variables in checkpoints]
+    ends = [
+        measuring.take(model, settings, variables, image[None], nobody, places, features).end
+        for variables, features in zip(checkpoints, blanks, strict=True)
+    ]
+    parts = [
+        fetch(_parts(model, checkpoints[t : t + 2], blanks[t : t + 2], ends[t : t + 2], places))
+        for t in range(len(checkpoints) - 1)
+    ]
+    return ledger.Parts(*(np.stack([part[0] for part in member]) for member in zip(*parts, strict=True)))
+
+
+@functools.partial(jit, inference=True, static_argnames="model")
+def _parts(model, variables, blanks, ends, assignments):
+    return measuring.parts_between(model, variables, blanks, ends, assignments)

@@ -48,6 +48,8 @@ UNUSABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EISDIR, errno.ENOTDIR, errno.ENOTEMPTY, errno.EEXIST),  # a folder where a file belongs, or the reverse
 )
+# In a folder of a step that can be gone on with: what its files are made from.
+MADE_FROM = "made-from.txt"
 # What getrusage(2) counts in on Linux.
 KIBIBYTE = 1024
 
@@ -117,9 +119,14 @@ class RunDirectory:
             os.close(handle)
 
     def _discard_leftovers(self):
-        """Removes what a killed process left half-made, and what is no longer needed to go on from."""
-        for path in itertools.chain(self.path.glob(".tmp-*"), self.path.glob(f"{REFINEMENTS}/.tmp-*")):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        """Removes what a killed process left half-made or is no longer needed; moves what it had made to its place."""
+        for step in STEPS:
+            if (ready := self._ready(step)).is_dir():
+                self._move(step, ready)
+        patterns = [".tmp-*", f"{REFINEMENTS}/.tmp-*"]
+        patterns += [self.partial(step).name for step in STEPS if self.complete(step)]
+        for path in itertools.chain.from_iterable(self.path.glob(pattern) for pattern in patterns):
+            _remove(path)
         for name in refinement_names(self.path):
             self.discard_seeds(name)
 
@@ -169,10 +176,15 @@ class RunDirectory:
         return all((self.path / CHECKPOINTS / str(kept)).is_dir() for kept in read_array(self.path / "steps.npy", {}))
 
     @contextlib.contextmanager
-    def making(self, step: str) -> Iterator[pathlib.Path]:
+    def making(self, step: str, keep: str = "") -> Iterator[pathlib.Path]:
         """A temporary folder whose files move to their place if all goes well, those of `STEPS` last and in order.
 
-        Processes that do not write get a folder of their own, and what they put there is dropped.
+        Folders in it do not. Processes that do not write get a folder of their own, and what they put there is dropped.
+
+        Args:
+          step: of `STEPS`.
+          keep: a text that says what the files are made from. Given one, the folder is left for a later process if this
+            one is stopped, and the step goes on from what is in it; unless that was made from something else.
 
         Raises:
           InputError: a file that would be refused when it is read; none gets its name.
@@ -181,31 +193,55 @@ class RunDirectory:
             with tempfile.TemporaryDirectory() as folder:
                 yield pathlib.Path(folder)
             return
-        folder = self._temporary(step)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+        folder = self.partial(step) if keep else self.path / f".tmp-{step}"
+        if not keep or not _holds(folder / MADE_FROM, keep):
+            _remove(folder)
+            folder.mkdir()
+            if keep:
+                (folder / MADE_FROM).write_text(keep)
         try:
             yield folder
             steps = self.path / "steps.npy"
             refuse_unreadable(folder, read_array(steps, {}).tolist() if steps.exists() else ())
-            promised = STEPS[step][1]
-            extra = sorted(path.name for path in folder.iterdir() if path.name not in promised)
-            for name in (*extra, *promised):
-                os.replace(folder / name, self.path / name)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if keep:
+                # From here on everything is made: whoever comes next need only move it.
+                folder = folder.rename(self._ready(step))
+            self._move(step, folder)
+        except BaseException:
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
-    def _temporary(self, step):
-        return self.path / f".tmp-{step}"
+    def _move(self, step, folder):
+        """Moves the files of a folder to their place; those not there any more have been moved before."""
+        promised = STEPS[step][1]
+        there = {path.name for path in folder.iterdir() if path.is_file()} - {MADE_FROM}
+        for name in (*sorted(there - set(promised)), *(name for name in promised if name in there)):
+            os.replace(folder / name, self.path / name)
+        shutil.rmtree(folder)
+
+    def partial(self, step: str) -> pathlib.Path:
+        """The folder of a step that can be gone on with."""
+        return self.path / f".partial-{step}"
+
+    def _ready(self, step):
+        return self.path / f".ready-{step}"
+
+    def kept(self, step: str, name: str, dtype: Any, shape: tuple[int, ...]) -> bool:
+        """Whether an earlier process left this .npy file of a step that can be gone on with."""
+        return _kept(self.partial(step) / name, dtype, shape) is not None
 
     def shared_memmap(self, step: str, name: str, dtype: Any, shape: tuple[int, ...]) -> np.memmap:
-        """A new .npy file among those `making` a step, mapped for writing by all processes; each writes its own rows.
+        """A .npy file of a step that can be gone on with, mapped for all processes; each writes its own rows.
 
-        Its space on disk is taken at once: a disk that fills up later would kill the process on a write to memory.
+        One that an earlier process left is taken as it is, unless it has another shape or type. Its space on disk is
+        taken at once: a disk that fills up later would kill the process on a write to memory.
         """
-        path = self._temporary(step) / name
+        path = self.partial(step) / name
         if self.main:
-            array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            array = _kept(path, dtype, shape)
+            if array is None:
+                array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         self.barrier(f"{name} made")
@@ -297,6 +333,27 @@ class RunDirectory:
             file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._events:
             self._events.add(line)
+
+
+def _holds(path, text):
+    try:
+        return path.read_text() == text
+    except (OSError, ValueError):
+        return False
+
+
+def _remove(path):
+    """Removes a folder or a file, if it is there."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _kept(path, dtype, shape):
+    """A .npy file that is there already, mapped for writing; None if it is not what is wanted."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r+")
+    except (OSError, ValueError):
+        return None
+    return array if (array.dtype, array.shape) == (np.dtype(dtype), tuple(shape)) else None
 
 
 def _unusable(path, error):

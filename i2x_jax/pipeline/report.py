@@ -6,7 +6,7 @@ from i2x_jax.config import printable
 from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence.geometry import crop_size
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.report import charts, content, gallery, page
+from i2x_jax.report import charts, content, gallery, ledgers, page
 from i2x_jax.report.examples import choose_images
 from i2x_jax.results.files import REPORT
 from i2x_jax.results.opened_run import Run
@@ -71,6 +71,9 @@ def page_content(work: Run, shown: dict) -> dict:
         "support": charts.heat(
             intervals, "steps from–to", "support, confidence", "Support of prototypes for the class"
         ),
+        "waterfall": charts.waterfall(),
+        "stacked": charts.stacked(steps),
+        "moved": charts.heat(intervals, "steps from–to", "confidence", "What prototypes added between two classes"),
         "pair": charts.heat(intervals, "steps from–to", "s, confidence", "Effect of prototypes between two classes"),
         "confidence": charts.over_time(steps, "confidence", "Confidence of the image over time"),
         "intensity": charts.over_time(steps, "intensity, logits", "Intensity of prototypes in the image over time"),
@@ -83,12 +86,14 @@ def page_content(work: Run, shown: dict) -> dict:
         "pairs": content.pairs(work),
         "allPairs": len(explanation.pairs),
         "samples": overview["samples"],
+        "ledger": page_ledger(work, shown["images"]["rows"]),
         "specs": {name: spec for name, spec in specs.items() if spec},
     }
     return {
         "overview": overview,
         "learning": learning,
         "refinement": refinement,
+        "agreements": ledgers.agreements(work) if work.has_ledger else None,
         "prototypes": len(explanation.prototypes),
         "names": names,
         "steps": steps,
@@ -96,3 +101,10 @@ def page_content(work: Run, shown: dict) -> dict:
         "pair_count": len(explanation.pairs),
         "data": data,
     }
+
+
+def page_ledger(work: Run, rows: list[int]) -> dict | None:
+    """The ledgers of classes, of pairs and of the images that are shown; None of a run without a ledger."""
+    if not work.has_ledger:
+        return None
+    return {"classes": ledgers.classes(work), "pairs": ledgers.pairs(work), "images": ledgers.images(work, rows)}

@@ -20,8 +20,9 @@ from i2x_jax.models import torch_weights
 from i2x_jax.models.model import Model
 from i2x_jax.pipeline import tensorboard
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.pipeline.explain import draw_contact_sheet, map_changes, measure_evidence
-from i2x_jax.pipeline.prototypes import find_prototypes
+from i2x_jax.pipeline.explain import draw_contact_sheet, map_changes
+from i2x_jax.pipeline.measure import measure_evidence
+from i2x_jax.pipeline.prototypes import find_prototypes, locations_wanted
 from i2x_jax.pipeline.refine import refine
 from i2x_jax.pipeline.report import write_report
 from i2x_jax.pipeline.train import checkpoint_steps, train
@@ -167,7 +168,10 @@ def check_explainable(config: Config, splits: Splits, model: Model) -> None:
     """Raises `InputError` for settings of the explanation that do not fit the data or the model."""
     train = splits.train
     h, w, d = model.feature_shape
-    places = min(len(train.labels) * h * w, config.explain.max_locations or math.inf)
+    places = min(
+        len(train.labels) * h * w,
+        locations_wanted(config.explain.max_locations, config.explain.num_prototypes) or math.inf,
+    )
     explain = config.explain
     for key, value, high, what in (
         ("explain.num_prototypes", explain.num_prototypes, places, "feature locations that K-means is fitted on"),

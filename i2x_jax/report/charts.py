@@ -155,6 +155,47 @@ def heat(times: Sequence[str], time_title: str, title: str, description: str) ->
     return _finished(alt.layer(cells, marks), description, height=20)
 
 
+def waterfall() -> Spec:
+    """What was added to a confidence, one entry after the other: to be filled with rows of label, order, start, end.
+
+    And of `value`, what the tooltip says, and `kind`: rise, fall, or sum for the last.
+    """
+    kinds = {"rise": PALETTE[1], "fall": PALETTE[0], "sum": MUTED}
+    bars = (
+        alt.Chart(ROWS)
+        .mark_bar(stroke="currentColor", strokeOpacity=0.5, strokeWidth=0.5)
+        .encode(
+            x=alt.X("start:Q", title="change of confidence", axis=alt.Axis(tickCount=5)),
+            x2="end:Q",
+            y=alt.Y(
+                "label:N",
+                sort=alt.EncodingSortField("order", op="min"),
+                title=None,
+                axis=alt.Axis(labelLimit=190),
+            ),
+            color=alt.Color("kind:N", scale=alt.Scale(domain=list(kinds), range=list(kinds.values())), legend=None),
+            tooltip=["label:N", alt.Tooltip("value:Q", format="+.3f")],
+        )
+    )
+    return _finished(alt.layer(bars), "What was added to a confidence, one entry after the other", height=20)
+
+
+def stacked(steps: Sequence[str]) -> Spec:
+    """A confidence at each checkpoint as a stack of what was added so far: rows of step, series, order, value."""
+    bars = (
+        alt.Chart(ROWS)
+        .mark_bar(stroke="currentColor", strokeOpacity=0.25, strokeWidth=0.5)
+        .encode(
+            x=_x("step", steps, "step"),
+            y=alt.Y("value:Q", title="confidence", stack="zero"),
+            color=alt.Color("series:N", sort=None, scale=alt.Scale(domain=[], range=PALETTE), legend=_legend()),
+            order=alt.Order("order:Q"),
+            tooltip=["series:N", "step:N", alt.Tooltip("value:Q", format="+.3f")],
+        )
+    )
+    return _finished(alt.layer(bars, _zero()), "What prototypes had added to the confidence by each checkpoint", 240)
+
+
 def _lines(rows, steps, title, description):
     # Equal domains let the two legends be one.
     series = list(dict.fromkeys(row["series"] for row in rows or ()))

@@ -85,6 +85,7 @@ def overview(run: Run) -> dict:
         "accuracy": {name: last[name]["accuracy"] for name in ("train", "validation") if name in last},
         "before": table["before"]["accuracy"],
         "after": after,
+        "ledger": findings.ledger(run.arrays("ledger"), run.steps) if run.has_ledger else None,
         "conclusions": findings.fidelity(explanation),
         "warnings": [printable(sentence) for sentence in run.doubts()]
         + findings.warnings(explanation, assignments.shape[1:], run.arrays("contributions")["completeness_error"]),

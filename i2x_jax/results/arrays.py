@@ -19,8 +19,9 @@ class Spec(NamedTuple):
 
     Attributes:
       dtype: exactly.
-      shape: sizes, or symbols of DESIGN section 1; I is T - 1, V and E are the validation and test samples, P the
-        training samples of a pair, and U, S, L are as many as it happens to be.
+      shape: sizes, or symbols of DESIGN section 1; I is T - 1, J is T - 2, A is K + 1, C the channels of an image, V
+        and E are the validation and test samples, P the training samples of a pair, and U, S, L are as many as it
+        happens to be.
       low: the smallest value allowed.
       below: every value is less than this size.
       nan: whether NaN may stand for what was not measured.
@@ -43,6 +44,7 @@ ARRAYS: dict[str, dict[str, Spec]] = {
     "labels.npy": {"": _spec("int32", "N", low=0, below="M")},
     "assignments.npy": {"": _spec("int16", "N h w", low=0, below="K")},
     "intensity.npy": {"": _spec("float32", "T N K", low=0)},
+    "account.npy": {"": _spec("float32", "I N A")},
     "pair_intensity.npy": {"": _spec("float32", "T P K")},
     "confidence.npy": {"": _spec("float32", "T N M", low=0)},
     "groups.npy": {"": _spec("int32", "I N", low=-2)},
@@ -51,15 +53,29 @@ ARRAYS: dict[str, dict[str, Spec]] = {
         "components": _spec("float32", "D d"),
         "centroids": _spec("float32", "K D"),
         "explained_variance_ratio": _spec("float32", "D", low=0),
-        "counts": _spec("int64", "K", low=0),
         "inertia": _spec("float64", low=0),
         "fitted_locations": _spec("int64", low=1),
+        "blank": _spec("float32", "C", low=0),
     },
     "contributions.npz": {
         "mean": _spec("float32", "T M K M"),
         "std": _spec("float32", "T M K M", low=0),
         "bias": _spec("float32", "T M"),
         "completeness_error": _spec("float64", "T", low=0),
+        "blank": _spec("float32", "T M K M"),
+    },
+    "ledger.npz": {
+        **{name: _spec("float32", "I M K M") for name in ("seeing", "weighing")},
+        **{name: _spec("float32", "I M K M", low=0) for name in ("seeing_error", "weighing_error")},
+        "bias": _spec("float32", "I M M"),
+        "residual": _spec("float64", "I", low=0),
+        "largest_logit": _spec("float64", "I", low=0),
+        "path_difference": _spec("float64", "J", low=0),
+        "path_error": _spec("float64", "T", low=0),
+    },
+    "prototype_features.npz": {
+        "counts": _spec("int64", "K", low=0),
+        "sums": _spec("float32", "T K d"),
     },
     "validation.npz": {
         "labels": _spec("int32", "V", low=0, below="M"),

@@ -19,6 +19,7 @@ from i2x_jax.schema import check_json, strict_json
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tensorboard"
+LEDGER, ACCOUNT = "ledger.npz", "account.npy"
 REFINEMENT, REFINEMENTS = "refinement.json", "refinements"
 CONTACT_SHEET, REPORT = "contact_sheet.png", "report.html"
 
@@ -26,10 +27,13 @@ CONTACT_SHEET, REPORT = "contact_sheet.png", "report.html"
 # complete, because files only ever get their names when they are.
 STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "train": ("train", ("labels.npy", "steps.npy")),
-    "prototypes": ("explain", ("prototypes.npz", "assignments.npy")),
+    "prototypes": ("explain", ("prototypes.npz",)),
     "evidence": (
         "explain",
-        ("intensity.npy", "confidence.npy", "contributions.npz", "validation.npz", "test.npz"),
+        (
+            *("assignments.npy", "intensity.npy", "confidence.npy", ACCOUNT),
+            *("contributions.npz", LEDGER, "prototype_features.npz", "validation.npz", "test.npz"),
+        ),
     ),
     "mapping": ("explain", ("groups.npy", "mapping.npz", "curated.npz", EXPLANATION)),
     "contact_sheet": ("explain", (CONTACT_SHEET,)),

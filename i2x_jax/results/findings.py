@@ -1,6 +1,7 @@
 """What may be concluded, in sentences computed from the figures (DESIGN 2.6, 2.9)."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -8,6 +9,10 @@ from i2x_jax.explanation.types import Explanation, Interval
 from i2x_jax.results.summary import INCOMPLETE
 
 NOISE_SHARE = 0.5
+# What float32 leaves of the ledger's sum, in confidence, at most: so much, and so much for each logit of the largest.
+LEAST_BOUND, BOUND_PER_LOGIT = 3e-6, 2e-7
+# Share of the logits' spread that a path may miss before the word "exact" is no longer used.
+MUCH_MISSED = 0.05
 
 
 def fidelity(explanation: Explanation) -> list[str]:
@@ -87,6 +92,68 @@ def warnings(explanation: Explanation, map_shape: tuple[int, int], completeness_
             "gradient times activation."
         )
     return found
+
+
+def ledger(found: Mapping[str, np.ndarray], steps: Sequence[int]) -> list[tuple[str, str]]:
+    """What of the ledger is exact, what a convention, and what is not claimed: a heading and sentences each.
+
+    Args:
+      found: `residual`, `largest_logit` [T-1], `path_difference` [T-2] and `path_error` [T] of ledger.npz.
+      steps: T of them.
+    """
+    return [_sums(found), _conventions(found["path_difference"], steps), ERRORS, NOT_CLAIMED]
+
+
+ERRORS = (
+    "What the standard errors are of",
+    "They are over the images of a class, all of one training run: they say how surely the mean over such images is "
+    "known, not what another training would give.",
+)
+NOT_CLAIMED = (
+    "What is not claimed",
+    "Nothing in the pixels was altered here: the ledger says where in the image a change of confidence arose in this "
+    "network, not what the network would have done with other images, nor that a prototype is one thing to people.",
+)
+
+
+def _sums(found):
+    largest = found["residual"].max()
+    bound = (LEAST_BOUND + BOUND_PER_LOGIT * found["largest_logit"]).max()
+    missed = found["path_error"].max()
+    sentence = (
+        "For every image, class and interval, what the prototypes added to a confidence and what belongs to no place "
+        "add up to how it changed"
+    )
+    if missed > MUCH_MISSED:
+        return (
+            "What adds up",
+            f"{sentence}, to {_small(largest)} of confidence. But the head is not linear: its logits are followed on "
+            f"a path whose points miss them by {100 * missed:.0f} % of their spread on average at the worst "
+            "checkpoint. What they miss is spread over the places, so single entries are estimates.",
+        )
+    return (
+        "What is exact",
+        f"The sum. {sentence}. Rounding may leave up to {_small(bound)} of confidence; the most that it left is "
+        f"{_small(largest)}.",
+    )
+
+
+def _small(value):
+    """A small number without an exponent, to one digit that counts."""
+    return f"{value:.{max(2, -math.floor(math.log10(value)))}f}" if value > 0 else "0"
+
+
+def _conventions(path, steps):
+    text = (
+        "The allocation. Confidence is no sum over places, so how much of its change each place is given is a rule: "
+        "here the logarithmic mean of the confidences before and after, which treats classes and both directions of "
+        "time alike. How much of an entry was seen (the features at its places changed) and how much weighed (the "
+        "head made something else of them) depends on the basis in which the network writes its features."
+    )
+    if len(path):
+        spans = ", ".join(f"{100 * each:.1f} % over steps {steps[t]} to {steps[t + 2]}" for t, each in enumerate(path))
+        text += f" Two intervals taken as one give other entries than one after the other, by {spans}."
+    return "What is a convention", text
 
 
 def noise_share(interval: Interval, samples: int) -> float:

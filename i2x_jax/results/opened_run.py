@@ -3,6 +3,7 @@
 Nothing here needs JAX until a model or its weights are asked for, so that looking at a finished run is quick.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -12,17 +13,21 @@ import numpy as np
 
 from i2x_jax.config import OWN, Config, InputError, printable
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
-from i2x_jax.explanation import degenerate
+from i2x_jax.explanation import account, degenerate, uncertainty
+from i2x_jax.explanation.account import ClassLedger, ImageAccount, PairEntry
 from i2x_jax.explanation.types import Explanation
 from i2x_jax.explanation.types import from_json as explanation_from_json
-from i2x_jax.results import asked, findings, summary, tables
+from i2x_jax.results import asked, comparison, findings, summary, tables
 from i2x_jax.results import story as stories
 from i2x_jax.results.arrays import ARRAYS, read_array, read_arrays
+from i2x_jax.results.comparison import Compared
 from i2x_jax.results.files import (
+    ACCOUNT,
     CHECKPOINTS,
     CONFIG,
     CONTACT_SHEET,
     EXPLANATION,
+    LEDGER,
     METRICS,
     REFINEMENT,
     REPORT,
@@ -106,7 +111,8 @@ class Run:
 
     def _sizes(self, name):
         """The symbols of `arrays.Spec` that are known without opening the array of that name."""
-        sizes = {"K": self.config.explain.num_prototypes, "D": self.config.explain.pca_dims}
+        k = self.config.explain.num_prototypes
+        sizes = {"K": k, "A": k + 1, "D": self.config.explain.pca_dims}
         # Data and model are looked at where they are at hand: opening an array must not read a data set.
         if "splits" in vars(self):
             train, validation, test = self.splits
@@ -117,7 +123,7 @@ class Run:
         if "model" in vars(self):
             sizes |= dict(zip("hwd", self.model.feature_shape, strict=True))
         if name not in ("steps", "labels"):
-            sizes |= {"T": len(self.steps), "I": len(self.steps) - 1}
+            sizes |= {"T": len(self.steps), "I": len(self.steps) - 1, "J": len(self.steps) - 2}
         return sizes
 
     @functools.cached_property
@@ -362,6 +368,142 @@ class Run:
             checkpoints = (kept.restore_variables(int(step), like) for step in self.steps)
             return measure_image(model, checkpoints, pixels, label, assignments, self.config.explain)
 
+    def ledger(self, name: str, interval: tuple[int, int] | None = None) -> ClassLedger:
+        """The ledger of a class: what moved the mean confidence in it, over its own training images (DESIGN 2.10).
+
+        The sums are exact; printed, an interval is a few lines.
+
+        Args:
+          name: of the class.
+          interval: two neighbouring steps, such as (22, 63); None for all.
+
+        Raises:
+          InputError: an unknown class or interval, or a run that was made before there was a ledger.
+        """
+        found = self._class_ledger(self._label(name), self._with_ledger)
+        if interval is None:
+            return found
+        intervals = {(each.from_step, each.to_step): each for each in found.intervals}
+        if not isinstance(interval, (tuple, list)) or tuple(interval) not in intervals:
+            allowed = ", ".join(map(str, intervals))
+            raise InputError(f"unknown interval {asked.shown(interval)}; allowed: {allowed}; see .steps")
+        return dataclasses.replace(found, intervals=(intervals[tuple(interval)],))
+
+    @functools.cached_property
+    def ledgers(self) -> tuple[ClassLedger, ...]:
+        """The ledgers of all classes, in their order; as `ledger`."""
+        found = self._with_ledger
+        return tuple(self._class_ledger(label, found) for label in range(len(self.explanation.classes)))
+
+    def _class_ledger(self, label, found):
+        rows = np.flatnonzero(self.array("labels") == label)
+        return account.class_ledger(
+            label,
+            self.explanation.classes,
+            self.steps,
+            found,
+            np.asarray(self.array("confidence")[:, rows, label], np.float64).mean(1),
+            account.account_error(self.array("account")[:, rows]),
+            (self._area[rows] > 0).mean(0),
+        )
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether the run has a ledger; those that were made before there was one have none."""
+        return all((self.path / name).exists() for name in (LEDGER, ACCOUNT))
+
+    @property
+    def _with_ledger(self):
+        """The arrays of ledger.npz."""
+        self._refuse_without_ledger()
+        return self.arrays("ledger")
+
+    def _refuse_without_ledger(self):
+        if not self.has_ledger:
+            raise InputError(
+                f"{self.path} has no ledger ({LEDGER}, {ACCOUNT}): it was made before there was one, or is not that "
+                "far; allowed: a run that was explained since; run explain in a new workdir"
+            )
+
+    def ledger_of_pair(self, a: str, b: str) -> tuple[PairEntry, ...]:
+        """Which prototypes moved the difference of two confidences, over the images of both classes (DESIGN 2.10).
+
+        `score` says how far a prototype wavered. Neither this score nor that of `explanation.pair(a, b).uncertain`
+        tells which images fail.
+
+        Raises:
+          InputError: as `ledger`.
+        """
+        counts = np.bincount(self.array("labels"), minlength=len(self.explanation.classes))
+        return account.pair_ledger(self._with_ledger, counts, self._label(a), self._label(b))
+
+    def account(self, image: "int | np.ndarray", split: str = "train") -> ImageAccount:
+        """The account of one image: what moved its confidence in its label, interval by interval (DESIGN 2.10).
+
+        Args:
+          image: as in `story`; of an image of your own the confidence is that in the class predicted at the end.
+          split: as in `story`.
+
+        Raises:
+          InputError: as `story`, or a run that was made before there was a ledger.
+        """
+        self._refuse_without_ledger()
+        if isinstance(image, (int, np.integer)) and split in SPLITS:
+            _, row = self._find(image, split)
+            if split == "train":
+                label = int(self.array("labels")[row])
+                confidence = np.array(self.array("confidence")[:, row, label])
+                return ImageAccount(self.steps, confidence, np.array(self.array("account")[:, row]))
+        story = self.story(image, split)
+        label = self.explanation.classes.index(story.label or story.predicted)
+        pixels = self.splits._asdict()[story.split].images[story.image] if story.split in SPLITS else image
+        parts = self._parts(asked.pixels(pixels, self.dataset.images.shape[1:]), story.assignments)
+        both = np.concatenate([parts.seeing + parts.weighing, parts.bias[:, None]], axis=1)
+        return ImageAccount(self.steps, np.asarray(story.confidence)[:, label], both[:, :, label])
+
+    def _parts(self, pixels, assignments):
+        from i2x_jax.evidence.one_image import account_image
+
+        checkpoints = [self.variables(step) for step in self.steps]
+        blank = self.arrays("prototypes")["blank"]
+        return account_image(self.model, checkpoints, pixels, assignments, blank, self.config.explain.num_prototypes)
+
+    def compare(self, other: "Run") -> tuple[Compared, ...]:
+        """The ledgers of two runs side by side, over the same images: other seeds, or before and after a repair.
+
+        Prototypes are matched by their places: so that as many locations as possible belong to the same in both.
+
+        Args:
+          other: a run whose prototypes are of the same images.
+
+        Raises:
+          InputError: the other run is of other images or classes, or either has no ledger.
+        """
+        if not isinstance(other, Run):
+            raise InputError(f"the other run is {asked.shown(other)}; allowed: an i2x_jax.Run; open its directory")
+        mine, theirs = (self._for_comparison(), other._for_comparison())
+        if mine.classes != theirs.classes or not np.array_equal(mine.labels, theirs.labels):
+            raise InputError(
+                f"{other.path} is of other images or classes than {self.path}; allowed: a run on the same training "
+                "images; compare runs of one data set and one split"
+            )
+        return comparison.compare(mine, theirs)
+
+    def _for_comparison(self):
+        found = self._with_ledger
+        return comparison.Side(
+            self.explanation.classes, np.array(self.array("labels")), self.array("assignments"), found
+        )
+
+    def _label(self, name):
+        classes = self.explanation.classes
+        return classes.index(asked.one_of(str(name) if isinstance(name, int) else name, "class", classes))
+
+    @functools.cached_property
+    def _area(self):
+        """Locations of each prototype in each training image, int [N,K]."""
+        return uncertainty.prototype_area(self.array("assignments"), self.config.explain.num_prototypes)
+
     def told_apart(self, a: str, b: str) -> ToldApart:
         """Since when the network tells two classes apart, on validation images: the curve over the checkpoints.
 
@@ -400,7 +542,24 @@ class Run:
             skipped,
             {"Run directory": self.path, **there},
             self.doubts() if explained else (),
+            self._learned(next(iter(tables.values()))["pair"] if tables else None) if explained else None,
         )
+
+    def _learned(self, pair):
+        """`summary.learning_story` of a pair, or of the most confused one; None without a ledger."""
+        classes = self.explanation.classes
+        if not self.has_ledger or not self.explanation.pairs:
+            return None
+        a, b = pair or (self.explanation.pairs[0].a, self.explanation.pairs[0].b)
+        labels, confidence = np.asarray(self.array("labels")), self.array("confidence")
+        first, second = classes.index(a), classes.index(b)
+        if not ((labels == first).any() and (labels == second).any()):
+            return None
+        gaps = []
+        for label in (first, second):
+            own = np.asarray(confidence[:, labels == label], np.float64)
+            gaps.append((own[:, :, first] - own[:, :, second]).mean(1))
+        return summary.learning_story((a, b), list(map(int, self.steps)), gaps, self.ledger_of_pair(a, b))
 
     def doubts(self) -> list[str]:
         """Where the run has come to nothing, a sentence each: images without saliency, empty prototypes, and so on."""
@@ -408,7 +567,7 @@ class Run:
         arrays = degenerate.Arrays(
             intensity=np.array(self.array("intensity")[-1]),
             labels=self.array("labels"),
-            counts=found["counts"],
+            counts=self._area.sum(0),
             channel_mean=found["mean"],
             groups=self.array("groups"),
             validation_labels=validation["labels"],
@@ -417,7 +576,7 @@ class Run:
         return degenerate.degenerate(self.explanation, arrays)
 
     def conclusions(self) -> list[str]:
-        """What may, and what may not, be concluded from the explanation: the sentences the report begins with."""
+        """What may, and what may not, be concluded from the explanation: the sentences of the report."""
         errors = self.arrays("contributions")["completeness_error"]
         return [
             *findings.fidelity(self.explanation),
@@ -474,7 +633,7 @@ class Run:
         """A table of the run as a pandas data frame, one row per record.
 
         Args:
-          table: one of `Run.TABLES`: intervals, prototypes, support, pairs, uncertain, metrics, refinement.
+          table: one of `Run.TABLES`: intervals, prototypes, support, pairs, uncertain, ledger, metrics, refinement.
 
         Raises:
           InputError: no such table, the stage that makes it has not run, or pandas is not installed.

@@ -7,10 +7,13 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from i2x_jax.config import printable
+from i2x_jax.explanation.account import SHOWN, PairEntry
 from i2x_jax.explanation.types import Explanation, PairExplanation
 
 # Relative error of contributions from which they are said not to add up; rounding stays far below.
 INCOMPLETE = 1e-3
+# Prototypes that the learning story names on the images of a class.
+MOST_NAMED = 3
 
 
 def summary(
@@ -21,8 +24,11 @@ def summary(
     skipped: Collection[int],
     where: Mapping[str, os.PathLike],
     doubts: Sequence[str] = (),
+    learned: str | None = None,
 ) -> str:
-    """Accuracy, what the explanation explains, the pair, and the refinement table; as far as the run has got.
+    """Accuracy, how the pair was learned, what the explanation explains, the pair, and the refinement table.
+
+    What there is of it, as far as the run has got.
 
     Args:
       metrics: the lines of metrics.jsonl.
@@ -32,12 +38,15 @@ def summary(
       skipped: the uncertain prototypes that the curation of the first passed over.
       where: paths by what is there, for the last lines.
       doubts: where the run has come to nothing, a sentence each.
+      learned: of `learning_story`; None where there is no ledger.
     """
     parts = [accuracy(metrics)]
     if doubts:
         parts.append(
             "\n".join(["Before anything is read from this run:", *(f"  {printable(each)}" for each in doubts)])
         )
+    if learned is not None:
+        parts.append(learned)
     if explanation is not None:
         parts += [fidelity(explanation), told_apart(explanation)]
         if errors.max() > INCOMPLETE:
@@ -55,6 +64,37 @@ def accuracy(metrics: list[dict]) -> str:
     last = {line["split"]: line for line in metrics}
     cells = [f"{name} {100 * last[name]['accuracy']:.2f} %" for name in ("train", "validation", "test") if name in last]
     return f"Accuracy at step {metrics[-1]['step']}: " + ", ".join(cells)
+
+
+def learning_story(
+    names: tuple[str, str], steps: Sequence[int], gaps: Sequence[np.ndarray], entries: Sequence[PairEntry]
+) -> str:
+    """How the confidence in one of two classes came to differ from that in the other, and by which prototypes.
+
+    Args:
+      names: of the two classes.
+      steps: T of them.
+      gaps: float `[T]` over the images of each, the mean confidence in the first class less that in the second.
+      entries: of `explanation.account.pair_ledger`.
+    """
+    a, b = (printable(name) for name in names)
+    lines = [f"How {a} and {b} were learned: confidence in {a} less that in {b}, on the training images of each"]
+    for name, gap, side in zip((a, b), gaps, ("in_a", "in_b"), strict=True):
+        changes = np.diff(np.asarray(gap, np.float64))
+        t = int(abs(changes).argmax())
+        by = sorted(((getattr(each, side)[t], each.prototype) for each in entries), key=lambda each: -abs(each[0]))
+        named = [(change, k) for change, k in by[:MOST_NAMED] if abs(change) >= SHOWN]
+        rest = changes[t] - sum(change for change, _ in named)
+        listed = "".join(f"{change:+.3f} by prototype {k}, " for change, k in named)
+        lines += [
+            f"  images of {name}: {gap[0]:+.3f} at step {steps[0]}, {gap[-1]:+.3f} at step {steps[-1]}; it moved most, "
+            f"by {changes[t]:+.3f}, from step {steps[t]} to {steps[t + 1]}:",
+            f"    {listed}{rest:+.3f} by the rest",
+        ]
+    most = max(entries, key=lambda each: each.score)
+    if most.score >= SHOWN:
+        lines.append(f"  prototype {most.prototype} wavered most ({most.score:.3f}), which does not tell what fails")
+    return "\n".join(lines)
 
 
 def fidelity(explanation: Explanation) -> str:

@@ -14,7 +14,8 @@ def records(table: str, source: Any) -> list[dict[str, Any]]:
 
     Args:
       table: one of `TABLES`.
-      source: what it is made of: the explanation, the lines of metrics.jsonl or the refinement table (`SOURCES`).
+      source: what it is made of: the explanation, the ledgers of the classes, the lines of metrics.jsonl or the
+        refinement table (`SOURCES`).
     """
     return TABLES[table](source)
 
@@ -105,6 +106,15 @@ def _uncertain(explanation):
     ]
 
 
+def _ledger(ledgers):
+    return [
+        {"class": each.name, "from_step": interval.from_step, "to_step": interval.to_step} | dataclasses.asdict(entry)
+        for each in ledgers
+        for interval in each.intervals
+        for entry in interval.entries
+    ]
+
+
 def _metrics(metrics):
     return metrics
 
@@ -124,8 +134,9 @@ TABLES = {
     "support": _support,
     "pairs": _pairs,
     "uncertain": _uncertain,
+    "ledger": _ledger,
     "metrics": _metrics,
     "refinement": _refinement,
 }
 # What a table is made of: a part of a run; the explanation for those that are not named.
-SOURCES = {"metrics": "metrics", "refinement": "refinement"}
+SOURCES = {"ledger": "ledgers", "metrics": "metrics", "refinement": "refinement"}

@@ -157,7 +157,17 @@ class TestPrograms:
         self.assert_same(one, several, ["maps", "own intensity", "own confidence", "logits"])
 
     def test_contributions(self, one, several):
-        self.assert_same(one, several, ["contributions", "contributions_std"])
+        self.assert_same(one, several, ["contributions", "contributions_std", "features of prototypes"])
+
+    def test_locations_are_assigned_alike(self, one, several):
+        assert len(np.unique(one["own assignments"])) > 2
+        assert (one["own assignments"] != several["own assignments"]).mean() <= 1e-4
+
+    def test_the_ledger(self, one, several):
+        for name in ("own account", "ledger seeing", "ledger weighing", "ledger bias"):
+            scale = np.abs(one[name]).max()
+            assert scale > 0
+            np.testing.assert_allclose(several[name], one[name], rtol=0, atol=1e-4 * scale, err_msg=name)
 
     def test_principal_components(self, one, several):
         self.assert_same(one, several, ["pca_mean", "pca_ratio"])
@@ -343,7 +353,7 @@ class TestLostProcess:
     def test_in_evidence(self, base, tmp_path, victim):
         uninterrupted, _ = make_two(base)
         workdir = without(tuple(STEPS)[2:], uninterrupted, tmp_path / "run")
-        trace = ".tmp-evidence/intensity.npy"
+        trace = ".partial-evidence/intensity.npy"
         self.assert_clear_end(*lose(base, workdir, tmp_path, victim, trace, "--stage=explain"))
         assert not (workdir / "intensity.npy").exists()
         first, _ = run_in_two(base, workdir, tmp_path, "--stage=explain")

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from programs import ROOT
 
-from i2x_jax.evidence import measuring as evidence
+from i2x_jax.evidence import measuring, prototypes
+from i2x_jax.pipeline import measure
 from i2x_jax.training import loop as training
 from tests.helpers import planted, tiny_model, tiny_variables
 
@@ -60,8 +61,16 @@ def assert_flat(marks):
 
 def test_evidence_of_many_batches():
     data = planted(BATCHES * BATCH_SIZE)
-    places = np.random.default_rng(0).integers(0, 3, (len(data.labels), 4, 4)).astype(np.int16)
-    intensity, confidence = np.zeros((2, len(places), 3), np.float32)
+    rows = measure.Rows(
+        np.zeros((len(data.labels), 16), np.int16),
+        *(np.zeros((count, len(data.labels), columns), np.float32) for count, columns in ((3, 3), (3, 3), (2, 4))),
+        margin=None,
+    )
+    pca = prototypes.Pca(np.zeros(8, np.float32), np.eye(8, dtype=np.float32), np.ones(8, np.float32))
+    variables, blank = jax.device_put(([tiny_variables(seed) for seed in range(3)], np.ones((1, 4, 4, 8), np.float32)))
+    checkpoints = measure.Checkpoints(
+        tiny_model(), measuring.Measuring(3), variables.__getitem__, [blank] * 3, pca, np.eye(8, dtype=np.float32)[:3]
+    )
     done, marks = itertools.count(), []
 
     def note(_):
@@ -70,16 +79,7 @@ def test_evidence_of_many_batches():
             marks.append(held())
 
     for _ in range(SPANS + 1):
-        evidence.measure_checkpoint(
-            tiny_model(),
-            tiny_variables(),
-            data,
-            places,
-            evidence.Measuring(3, batch_size=BATCH_SIZE),
-            intensity,
-            confidence,
-            note,
-        )
+        measure.measure_block(checkpoints, data, rows, np.arange(3), 0, BATCH_SIZE, note)
     assert_flat(marks)
 
 

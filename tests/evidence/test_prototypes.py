@@ -10,6 +10,7 @@ from i2x_jax.config import InputError
 from i2x_jax.evidence import prototypes
 from i2x_jax.explanation import uncertainty
 from i2x_jax.pipeline import prototypes as stage_prototypes
+from tests.helpers import ROUNDING, planted, tiny_model, tiny_variables
 
 
 def random(seed=0):
@@ -344,17 +345,59 @@ def test_sums_by_product_and_row_by_row_are_equal(monkeypatch):
         np.testing.assert_array_equal(counts, 1 + np.bincount(ids[kept], minlength=6))
 
 
-@pytest.mark.parametrize(("budget", "passes"), [(0, 2), (4 * 50 * 6 - 1, 2), (4 * 50 * 6, 1)])
-def test_features_that_are_too_many_to_be_kept_are_asked_for_again(monkeypatch, budget, passes):
-    monkeypatch.setattr(stage_prototypes, "KEPT_FEATURES", budget)
-    rows, calls = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32), []
-
-    def rows_of():
-        calls.append(1)
-        for start in (0, 25):
-            yield jnp.asarray(rows[start : start + 25]), jnp.ones(25), 25
-
-    _, points = stage_prototypes.reduce_features(rows_of, 50, 2)
-    assert len(calls) == passes
+@pytest.mark.parametrize(("budget", "kind"), [(4 * 50 * 6 - 1, np.memmap), (4 * 50 * 6, np.ndarray)])
+def test_features_that_are_too_many_for_memory_are_in_a_file(monkeypatch, tmp_path, budget, kind):
+    monkeypatch.setattr(stage_prototypes, "SAMPLE_BYTES", budget)
+    rows = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    room = stage_prototypes._room(tmp_path / "sample.npy", rows.shape)
+    room[:] = rows
+    assert type(room) is kind
+    assert (tmp_path / "sample.npy").exists() == (kind is np.memmap)
+    _, points = stage_prototypes.reduce_features(room, 2)
     expected = sklearn.decomposition.PCA(2).fit_transform(rows)
     np.testing.assert_allclose(abs(points), abs(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1000, 300])
+def test_rows_are_reduced_in_blocks_of_any_size(monkeypatch, size):
+    monkeypatch.setitem(stage_prototypes.POINTS_PER_BLOCK, "cpu", size)
+    rows = correlated(rows=1000)
+    pca, points = stage_prototypes.reduce_features(rows, 3)
+    expected = sklearn.decomposition.PCA(3).fit_transform(rows.astype(np.float64))
+    assert points.shape == (1000, 3)
+    np.testing.assert_allclose(abs(points), abs(expected), rtol=1e-4, atol=2e-3)
+    np.testing.assert_allclose(pca.mean, rows.mean(0), atol=1e-5)
+
+
+class TestSampledFeatures:
+    DATA = planted(22)
+
+    def found(self, sample, batch_size, progress=lambda count: None):
+        return stage_prototypes.sampled_features(
+            tiny_model(), tiny_variables(), self.DATA, batch_size, np.asarray(sample), progress=progress
+        )
+
+    @pytest.mark.parametrize("batch_size", [5, 22, 64])
+    def test_are_the_vectors_at_the_places_that_were_asked_for(self, batch_size):
+        sample = np.array([0, 3, 16, 17, 79, 80, 200, 351])
+        features, _ = self.found(sample, batch_size)
+        expected = np.asarray(jax.jit(tiny_model().features)(tiny_variables(), self.DATA.images)).reshape(-1, 8)
+        np.testing.assert_allclose(features, expected[sample], **ROUNDING)
+
+    @pytest.mark.parametrize("sample", [[351], [0], np.arange(352), []])
+    def test_some_batches_may_have_none(self, sample):
+        heard = []
+        features, colour = self.found(np.asarray(sample, np.int64), 8, heard.append)
+        assert features.shape == (len(sample), 8)
+        np.testing.assert_allclose(colour, self.DATA.images.mean((0, 1, 2)), rtol=1e-6)
+        assert heard == [8, 8, 6]
+
+    def test_the_sample_of_a_run(self):
+        every = np.arange(352)
+        for wanted in (None, 352, 10**6):
+            np.testing.assert_array_equal(stage_prototypes.sample_of(self.DATA, tiny_model(), wanted, 0), every)
+        assert len(stage_prototypes.sample_of(self.DATA, tiny_model(), 100, 0)) == 100
+
+    @pytest.mark.parametrize(("setting", "wanted"), [(0, 5 * 4096), (-1, None), (7, 7), (10**6, 10**6)])
+    def test_how_many_are_wanted(self, setting, wanted):
+        assert stage_prototypes.locations_wanted(setting, 5) == wanted

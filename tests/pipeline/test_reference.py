@@ -136,6 +136,7 @@ def plant(folder: pathlib.Path, settings: dict) -> Run:
         std=rng.gamma(2.0, size=mean.shape).astype(np.float32),
         bias=np.zeros((T, 4), np.float32),
         completeness_error=np.zeros(T),
+        blank=np.zeros_like(mean),
     )
     np.savez(
         folder / "prototypes.npz",
@@ -143,9 +144,9 @@ def plant(folder: pathlib.Path, settings: dict) -> Run:
         components=np.zeros((3, 5), np.float32),
         explained_variance_ratio=np.zeros(3, np.float32),
         centroids=rng.normal(size=(K, 3)).astype(np.float32),
-        counts=np.bincount(assignments.ravel(), minlength=K),
         inertia=np.float64(1),
         fitted_locations=np.int64(assignments.size),
+        blank=np.zeros(1, np.float32),
     )
     splits = ("train", "validation", "test")
     provenance = {"versions": {}, "devices": [], "platform": "cpu", "git_revision": None}

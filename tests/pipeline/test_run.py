@@ -6,13 +6,17 @@ Programs compiled by one process are kept for the next.
 
 import itertools
 import json
+import subprocess
+import sys
 
 import jax
 import jsonschema
 import numpy as np
 import pytest
 from programs import (
+    ROOT,
     contents,
+    environment,
     kill_when,
     run,
     steps_printed,
@@ -22,10 +26,11 @@ from sklearn.linear_model import Ridge, RidgeCV
 from sklearn.model_selection import StratifiedKFold
 from sklearn.preprocessing import StandardScaler
 
-from experiments.tools.kill_and_resume import differing
+from experiments.tools.kill_and_resume import SMALL, differing
 from i2x_jax import Run
 from i2x_jax.results.files import STEPS
 from i2x_jax.schema import load_schema
+from tests import plain_ledger
 
 # What SMALL asks for: checkpoints, samples, classes, prototypes, PCA dimensions, feature channels, side of the map.
 T, N, M, K, D, CHANNELS, SIDE = 8, 394, 10, 8, 4, 8, 4
@@ -37,6 +42,7 @@ NPY = {
     "assignments": (np.int16, (N, SIDE, SIDE)),
     "intensity": (np.float32, (T, N, K)),
     "confidence": (np.float32, (T, N, M)),
+    "account": (np.float32, (T - 1, N, K + 1)),
     "groups": (np.int32, (T - 1, N)),
 }
 NPZ = {
@@ -45,15 +51,29 @@ NPZ = {
         "components": (D, CHANNELS),
         "centroids": (K, D),
         "explained_variance_ratio": (D,),
-        "counts": (K,),
         "inertia": (),
+        "fitted_locations": (),
+        "blank": (1,),
     },
     "contributions": {
         "mean": (T, M, K, M),
         "std": (T, M, K, M),
         "bias": (T, M),
         "completeness_error": (T,),
+        "blank": (T, M, K, M),
     },
+    "ledger": {
+        "seeing": (T - 1, M, K, M),
+        "weighing": (T - 1, M, K, M),
+        "seeing_error": (T - 1, M, K, M),
+        "weighing_error": (T - 1, M, K, M),
+        "bias": (T - 1, M, M),
+        "residual": (T - 1,),
+        "largest_logit": (T - 1,),
+        "path_difference": (T - 2,),
+        "path_error": (T,),
+    },
+    "prototype_features": {"counts": (K,), "sums": (T, K, CHANNELS)},
     "validation": {"labels": (VALIDATION,), "confidence": (T, VALIDATION, M)},
     "test": {"labels": (TEST,), "confidence": (T, TEST, M)},
     "mapping": {
@@ -183,8 +203,79 @@ class TestRecomputed:
         clear = two[:, 1] - two[:, 0] > 1e-4 * two[:, 1]  # the others are ties to float32
         assert clear.mean() > 0.99
         np.testing.assert_array_equal(assigned[clear], nearest[clear])
-        np.testing.assert_array_equal(found["counts"], np.bincount(assigned, minlength=K))
+        counts = np.bincount(assigned, minlength=K)
+        np.testing.assert_array_equal(opened.arrays("prototype_features")["counts"], counts)
+        # Locations are so few that all are fitted on.
+        assert found["fitted_locations"] == len(rows)
+        assert (np.diff(counts) <= 0).all()
         np.testing.assert_allclose(found["inertia"], distances.min(1).sum(), rtol=1e-3)
+        np.testing.assert_allclose(found["blank"], opened.dataset.images.mean((0, 1, 2)), rtol=1e-6)
+
+    @pytest.fixture(scope="class")
+    def plain(self, opened):
+        """Every checkpoint, as the plain ledger takes it."""
+        assignments, found = np.array(opened.array("assignments")), []
+        for step in opened.steps:
+            variables = opened.variables(step)
+            features = np.asarray(opened.model.features(variables, opened.dataset.images))
+            found.append(plain_ledger.checkpoint(features, assignments, K, *opened.model.linear_head(variables)))
+        return found
+
+    @pytest.fixture(scope="class")
+    def parts(self, plain):
+        return [plain_ledger.parts(*ends) for ends in itertools.pairwise(plain)]
+
+    def test_accounts_and_ledger_add_up(self, opened):
+        plain_ledger.check_adds_up(opened)
+
+    def test_accounts(self, opened, parts):
+        found, labels = opened.array("account"), opened.array("labels")
+        for t, part in enumerate(parts):
+            np.testing.assert_allclose(found[t], plain_ledger.account(part, labels), rtol=1e-4, atol=2e-6)
+
+    def test_ledger_and_its_standard_errors(self, opened, plain, parts):
+        ledger, labels = opened.arrays("ledger"), opened.array("labels")
+        for t, part in enumerate(parts):
+            for label in range(M):
+                rows = labels == label
+                for name in ("seeing", "weighing", "bias"):
+                    values = getattr(part, name)[rows]
+                    np.testing.assert_allclose(ledger[name][t, label], values.mean(0), rtol=1e-4, atol=2e-6)
+                    if name != "bias":
+                        error = values.std(0) / np.sqrt(rows.sum())
+                        # A deviation is the root of a difference of squares: half of the digits are lost.
+                        np.testing.assert_allclose(ledger[f"{name}_error"][t, label], error, rtol=1e-3, atol=1e-5)
+            largest = max(np.abs(each.logits).max() for each in plain[t : t + 2])
+            assert ledger["largest_logit"][t] == pytest.approx(largest, rel=1e-4)
+        assert max(np.abs(ledger["seeing"]).max(), np.abs(ledger["weighing"]).max()) > 0.01
+        np.testing.assert_array_equal(ledger["path_error"], 0)
+
+    def test_how_far_two_intervals_at_once_are_from_both(self, opened, plain, parts):
+        labels = opened.array("labels")
+        for t in range(T - 2):
+            once = plain_ledger.coarse(plain[t], plain[t + 2], labels)
+            twice = sum(plain_ledger.account(part, labels) for part in parts[t : t + 2])
+            expected = np.abs(once - twice).sum() / np.abs(once).sum()
+            assert opened.arrays("ledger")["path_difference"][t] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+    def test_features_of_prototypes_and_contributions(self, opened, plain):
+        features, contributions = opened.arrays("prototype_features"), opened.arrays("contributions")
+        labels, assignments = opened.array("labels"), np.array(opened.array("assignments"))
+        colour = np.round(opened.arrays("prototypes")["blank"]).astype(np.uint8)
+        blank = np.broadcast_to(colour, (1, *opened.dataset.images.shape[1:]))
+        for t, held in enumerate(plain):
+            np.testing.assert_allclose(features["sums"][t], held.sums.sum(0) * SIDE**2, rtol=1e-4, atol=1e-4)
+            seen = np.float64(opened.model.features(opened.variables(opened.steps[t]), blank))
+            empty = plain_ledger.checkpoint(
+                np.repeat(seen, N, axis=0), assignments, K, held.weights, held.bias
+            ).evidence
+            for label in range(M):
+                rows = labels == label
+                for name, values in (("mean", held.evidence), ("blank", empty)):
+                    expected = values[rows].mean(0)
+                    np.testing.assert_allclose(contributions[name][t, label], expected, rtol=1e-4, atol=1e-5)
+                spread = held.evidence[rows].std(0)
+                np.testing.assert_allclose(contributions["std"][t, label], spread, rtol=1e-3, atol=1e-3)
 
     def test_confidence_of_the_last_checkpoint(self, opened):
         predicted = opened.array("confidence")[-1].argmax(-1)
@@ -252,6 +343,16 @@ class TestRecomputed:
         assert compared >= 2
 
 
+# run.py with so few rows a block that there are ten.
+IN_BLOCKS = """
+from absl import app
+import run
+from i2x_jax.pipeline import measure
+measure.ROWS_PER_BLOCK = 40
+app.run(run.main, flags_parser=run.parse)
+"""
+
+
 class TestKilled:
     def test_in_train_and_a_stage_runs_those_before_it(self, base, finished, tmp_path):
         workdir = tmp_path / "run"
@@ -266,7 +367,7 @@ class TestKilled:
         assert differing(workdir, finished) == ["report.html (missing)"]
 
     @pytest.mark.parametrize(
-        ("step", "trace"), [("evidence", ".tmp-evidence/intensity.npy"), ("refine", ".refine-seed-0.json")]
+        ("step", "trace"), [("evidence", ".partial-evidence/intensity.npy"), ("refine", ".refine-seed-0.json")]
     )
     def test_later(self, base, finished, tmp_path, step, trace):
         before = list(itertools.takewhile(lambda name: name != step, STEPS))
@@ -282,6 +383,30 @@ class TestKilled:
         now = contents(workdir)
         for name in (name for done in before for name in STEPS[done][1]):
             assert now[name] == kept[name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", [0, 4])
+def test_killed_between_blocks_it_goes_on_with_the_next(base, finished, tmp_path, block):
+    steps = tuple(STEPS)[2:]
+    workdir = without(steps, finished, tmp_path / "run")
+    program = [sys.executable, "-c", IN_BLOCKS, f"--workdir={workdir}", *SMALL, "--stage=explain"]
+    partial = workdir / ".partial-evidence"
+    kill_when(base, workdir, (partial / "working" / f"block-{block}.npz").exists, arguments=program)
+    made = {path.name: path.stat().st_mtime_ns for path in (partial / "working").glob("block-*.npz")}
+    assert f"block-{block}.npz" in made
+    # The files are there, and what was done is not done again: it would have another time.
+    assert (partial / "intensity.npy").exists()
+    kill_when(base, workdir, (partial / "working" / f"block-{block + 3}.npz").exists, arguments=program)
+    now = {path.name: path.stat().st_mtime_ns for path in (partial / "working").glob("block-*.npz")}
+    assert made.items() <= now.items()
+    done = subprocess.run(program, env=environment(base), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole = without(steps, finished, tmp_path / "whole")
+    program[3] = f"--workdir={whole}"
+    subprocess.run(program, env=environment(base), cwd=ROOT, check=True, capture_output=True)
+    assert differing(workdir, whole) == []
+    assert not [path.name for path in workdir.iterdir() if path.name.startswith(".")]
 
 
 def test_stage_by_stage_is_the_same_as_all_at_once(base, finished, tmp_path):

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from i2x_jax import Run
 from i2x_jax.config import InputError, printable
 from i2x_jax.evidence.geometry import crop_size, crops_at
 from i2x_jax.evidence.saliency import saliency_maps
 from i2x_jax.explanation.types import ClassExplanation, Explanation, Interval
 from i2x_jax.models.places import Places, Span
-from i2x_jax.report import charts, contact_sheet, examples, gallery, page
+from i2x_jax.pipeline.report import page_ledger
+from i2x_jax.report import charts, contact_sheet, content, examples, gallery, ledgers, page
 from i2x_jax.report.content import rounded
 from i2x_jax.results import findings, pictures, story, tables
 from i2x_jax.results.files import REFINEMENT, REPORT
@@ -275,6 +277,111 @@ class TestFigures:
         parsed = Page((workdir / REPORT).read_text(encoding="utf-8"))
         assert ["curated", "not applicable: no <such> sample"] in parsed.cells
         assert any("Curation does not apply" in words for words in parsed.texts)
+
+
+class TestLedger:
+    def adds_up(self, course):
+        assert len(course["changes"]) == len(course["prototypes"])
+        for t, change in enumerate(np.diff(course["confidence"])):
+            of_prototypes = sum(changes[t] for changes in course["changes"])
+            assert of_prototypes + course["rest"][t] + (course["bias"] or [0] * (t + 1))[t] == change
+
+    def test_what_a_class_shows_adds_up_to_the_last_digit(self, run, data):
+        labels = np.array(run.array("labels"))
+        for label, shown in enumerate(data["ledger"]["classes"]):
+            confidence = np.array(run.array("confidence")[:, labels == label, label], np.float64).mean(1)
+            assert shown["course"]["confidence"] == np.rint(1000 * confidence).tolist()
+            self.adds_up(shown["course"])
+            changes = np.diff(shown["course"]["confidence"])
+            assert abs(changes[shown["most"]]) == abs(changes).max()
+            for change, interval in zip(changes, shown["intervals"], strict=True):
+                named = interval["named"]
+                assert sum(each["change"] for each in named) + interval["rest"] + interval["bias"] == change
+                assert all(each["change"] == each["seeing"] + each["weighing"] for each in named)
+                assert len(named) <= 5
+                assert len(named) + interval["others"] == 8
+
+    def test_entries_are_those_of_the_run(self, run, data):
+        for label in (0, 4):
+            for interval, ledger in zip(
+                data["ledger"]["classes"][label]["intervals"], run.ledger(NAMES[label]).intervals, strict=True
+            ):
+                for shown, entry in zip(interval["named"], ledger.entries, strict=False):
+                    assert (shown["prototype"], NAMES[shown["rival"]]) == (entry.prototype, entry.rival)
+                    assert shown["change"] == pytest.approx(1000 * entry.change, abs=0.5)
+                    assert shown["seeing"] == pytest.approx(1000 * entry.seeing, abs=0.5)
+                    assert shown["taken"] == pytest.approx(1000 * entry.taken, abs=0.5)
+                    assert shown["present"] == rounded(entry.present, 3)
+                # The others differ from what was rounded by no more than rounding can.
+                rest = sum(entry.change for entry in ledger.entries[len(interval["named"]) :])
+                assert interval["rest"] == pytest.approx(1000 * rest, abs=4.5)
+
+    def test_pairs_and_images_add_up(self, run, data):
+        labels, confidence = np.array(run.array("labels")), np.array(run.array("confidence"), np.float64)
+        for pair, shown in zip(data["pairs"], data["ledger"]["pairs"], strict=True):
+            for label, course in zip((pair["a"], pair["b"]), shown["sides"], strict=True):
+                gap = (confidence[:, labels == label, pair["a"]] - confidence[:, labels == label, pair["b"]]).mean(1)
+                assert course["confidence"] == np.rint(1000 * gap).tolist()
+                assert course["bias"] is None
+                self.adds_up(course)
+            uncertain = {k for k, _, _ in pair["uncertain"]}
+            assert {k for k, _, score in shown["wavering"] if score is not None} <= uncertain
+        assert {int(row) for row in data["ledger"]["images"]} == set(data["images"]["rows"])
+        for row, course in data["ledger"]["images"].items():
+            assert course["confidence"][-1] == round(1000 * confidence[-1, int(row), labels[int(row)]])
+            self.adds_up(course)
+
+    def test_a_blank_image_is_named_where_it_has_much(self):
+        own, blank = np.array([1.0, 1.0, 0.01, -2.0]), np.array([0.24, 0.26, 0.04, 1.0])
+        assert ledgers.blank_shares(own, blank, [0, 1, 2, 3]) == [[1, 1.0, 0.26], [3, -2.0, 1.0]]
+        assert ledgers.blank_shares(own, blank, [0, 2]) == []
+
+    def test_course_folds_what_it_does_not_name(self):
+        changes = np.array([[0.1, 0.0004, -0.2, 0.01], [0.0, 0.0004, 0.3, 0.0]])
+        course = ledgers.course([100, 15, 320], changes, np.array([0.0046, 0.0046]), most=2)
+        assert (course["prototypes"], course["others"]) == ([2, 0], 2)
+        assert course["changes"] == [[-200, 300], [100, 0]]
+        assert course["bias"] == [5, 5]
+        self.adds_up(course)
+
+    def test_plain_words(self, run, parsed):
+        found = run.arrays("ledger")
+        words = " ".join(parsed.texts)
+        assert "What is exact" in words
+        assert f"{100 * found['path_difference'][-1]:.1f} % over steps {run.steps[-3]} to {run.steps[-1]}" in words
+        assert "all of one training run" in words
+        assert "Nothing in the pixels was altered here" in words
+
+    def test_without_a_linear_head_exact_is_not_said(self):
+        arrays = {"residual": np.array([2e-7, 4e-6]), "largest_logit": np.array([1.0, 9.0])}
+        arrays |= {"path_difference": np.array([0.123])}
+        near = str(findings.ledger(arrays | {"path_error": np.array([0, 0.05, 0.01])}, (0, 3, 9)))
+        far = str(findings.ledger(arrays | {"path_error": np.array([0, 0.06, 0.01])}, (0, 3, 9)))
+        assert "exact" in near
+        assert "0.000004" in near
+        assert "exact" not in far
+        assert "6 % of their spread" in far
+        assert "12.3 % over steps 0 to 9" in far
+
+    def test_agreement_of_regression_and_accounts(self, run, parsed):
+        found = ledgers.agreements(run)
+        measured = [each.gain is not None for each in run.explanation.intervals]
+        assert [each[0] is not None for each in found] == measured
+        assert all(-1 <= rank <= 1 and 0 <= sign <= 1 for rank, sign in found if rank is not None)
+        for interval, (rank, sign) in zip(run.explanation.intervals, found, strict=True):
+            row = [f"{interval.from_step}–{interval.to_step}"]
+            row += ["–", "–"] if rank is None else [f"{rank:+.2f}", f"{100 * sign:.0f} %"]
+            assert row in parsed.cells
+
+    def test_a_run_without_a_ledger_is_shown_without(self, run, tmp_path):
+        older = tmp_path / "run"
+        shutil.copytree(run.path, older)
+        opened = Run(older)
+        opened.splits = run.splits
+        for name in ("ledger.npz", "account.npy"):
+            (older / name).unlink()
+        assert page_ledger(opened, [1]) is None
+        assert content.overview(opened)["ledger"] is None
 
 
 class TestFindings:

@@ -4,6 +4,7 @@ import json
 import shutil
 import urllib.parse
 
+import numpy as np
 import pytest
 
 from i2x_jax.config import printable
@@ -33,7 +34,7 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1280,900",
 )
-SECTIONS = ("overview", "learning", "prototypes", "within", "between", "one", "refinement")
+SECTIONS = ("overview", "learning", "prototypes", "within", "between", "one", "refinement", "regression")
 REFINED = "#pair=" + "-".join(urllib.parse.quote(name, safe="").replace("-", "%2D") for name in (HYPHENS, CONTROL))
 
 
@@ -198,6 +199,8 @@ def test_pair_view_shows_the_figures(opened, run):
     browser = opened(REFINED)
     pair = run.explanation.pair(HYPHENS, CONTROL)
     panel = text_of(browser, "#pair-panel")
+    assert "Neither this nor the score of the regression tells which images fail." in panel
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#pair-panel [data-chart=moved] svg")) == 2
     for each in pair.uncertain[:8]:
         assert f"{each.prototype} (score {each.score:.4f}, {each.flips} sign changes" in panel
     assert f"{sum(pair.counted)} of {len(pair.counted)} intervals count" in panel
@@ -206,12 +209,66 @@ def test_pair_view_shows_the_figures(opened, run):
     # A diamond for every turn of a sure sign.
     turned = browser.find_elements(By.CSS_SELECTOR, f"{heat} .mark-symbol path[aria-roledescription='point']")
     assert len(turned) >= len(pair.uncertain)
-    rows = browser.find_elements(By.CSS_SELECTOR, "#pair-panel table")[0].find_elements(By.CSS_SELECTOR, "tbody th")
+    separating = "#pair-panel [aria-label='Separating prototypes']"
+    rows = browser.find_elements(By.CSS_SELECTOR, f"{separating} tbody th")
     assert [row.text for row in rows] == [str(each.prototype) for each in pair.separating]
     pictures = browser.find_elements(By.CSS_SELECTOR, "#pair-panel td img")
     carriers = [content.carrier(pair, each) for each in pair.separating]
     described = [picture.get_attribute("alt") for picture in pictures]
     assert described == [f"Where it is strongest in images of “{printable(name)}”" for name in carriers]
+
+
+def figures(browser, label):
+    """The rows of a table of the page: what they are of, and their figures."""
+    rows = browser.find_elements(By.CSS_SELECTOR, f"[aria-label='{label}'] tbody tr")
+    cells = [
+        browser.execute_script("return [...arguments[0].children].map((cell) => cell.innerText)", row) for row in rows
+    ]
+    return [(head, [cell.strip() for cell in rest]) for head, *rest in cells]
+
+
+def test_class_view_is_an_account_that_adds_up(opened, run):
+    browser = opened("#class=4")
+    ledger = run.ledger("4")
+    most = max(ledger.intervals, key=lambda each: abs(round(each.after, 3) - round(each.before, 3)))
+    for interval in (most, ledger.intervals[-1]):
+        change = interval.after - interval.before
+        name = f"{interval.from_step}–{interval.to_step}"
+        option = next(
+            o.text
+            for o in browser.find_elements(By.CSS_SELECTOR, "#choose-ledger option")
+            if o.text.split(" ")[0] == name
+        )
+        choose(browser, "#choose-ledger", option)
+        lead = text_of(browser, "#class-panel .lead")
+        verb = "rose" if change >= 0 else "fell"
+        assert f"Between step {interval.from_step} and {interval.to_step} confidence in “4” {verb} by " in lead
+        rows = figures(browser, "Entries of the interval")
+        before, *parts, after = [round(1000 * float(cells[0])) for _, cells in rows]
+        assert before + sum(parts) == after == round(1000 * interval.after)
+        for entry, (head, cells) in zip(interval.entries, rows[1:-3], strict=False):
+            assert head.split()[:2] == ["prototype", str(entry.prototype)]
+            assert round(1000 * float(cells[2])) + round(1000 * float(cells[3])) == round(1000 * float(cells[0]))
+            assert printable(entry.rival) in cells[4] or cells[4] == "–"
+        bars = browser.find_elements(By.CSS_SELECTOR, "[data-chart=waterfall] svg .mark-rect path")
+        assert len(bars) == len(rows) - 1
+    assert browser.find_elements(By.CSS_SELECTOR, "[data-chart=stacked] svg .mark-rect path")
+    course = figures(browser, "The whole training")
+    for column in range(len(run.steps)):
+        before, *parts, after = [round(1000 * float(cells[column])) for _, cells in course]
+        assert before + sum(parts) == after
+
+
+def test_an_image_reads_as_an_account(opened, run):
+    browser = opened()
+    row = int(browser.find_element(By.CSS_SELECTOR, "#image-panel .thumbs a").get_attribute("href").split("=")[-1])
+    browser = opened(f"#image={row}")
+    rows = figures(browser, "Account of this image")
+    confidence = np.array(run.array("confidence")[:, row, run.array("labels")[row]])
+    assert rows[-1][1][:-1] == [f"{value:.3f}" for value in confidence[1:]]
+    for column in range(len(run.steps)):
+        before, *parts, after = [round(1000 * float(cells[column])) for _, cells in rows]
+        assert before + sum(parts) == after
 
 
 def test_by_keyboard(opened):

@@ -1,5 +1,7 @@
 """What is asked of a `Run`: why an image is taken for a class, since when two are told apart, texts and pictures."""
 
+import shutil
+
 import numpy as np
 import pytest
 from helpers import ROUNDING, one_line
@@ -135,7 +137,57 @@ class TestTexts:
         assert any("to measure a fit" in sentence for sentence in run.conclusions())
 
     def test_tables_are_named(self, run):
-        assert [len(run.records(name)) >= 0 for name in Run.TABLES] == [True] * 7
+        assert [len(run.records(name)) >= 0 for name in Run.TABLES] == [True] * 8
+
+
+class TestLedgers:
+    def test_rows_add_up_to_the_confidence(self, run):
+        rows = run.records("ledger")
+        num_prototypes = run.config.explain.num_prototypes
+        assert len(rows) == len(run.explanation.classes) * (len(run.steps) - 1) * num_prototypes
+        for each in run.ledgers:
+            for interval in each.intervals:
+                of = [
+                    row
+                    for row in rows
+                    if (row["class"], row["from_step"], row["to_step"])
+                    == (each.name, interval.from_step, interval.to_step)
+                ]
+                assert sorted(row["prototype"] for row in of) == list(range(num_prototypes))
+                assert sum(row["change"] for row in of) + interval.bias == pytest.approx(
+                    interval.after - interval.before, abs=1e-5
+                )
+                assert all(row["change"] == pytest.approx(row["seeing"] + row["weighing"]) for row in of)
+
+    def test_summary_tells_the_pair_before_the_regression(self, run):
+        text = run.summary()
+        a, b = run.explanation.pairs[0].a, run.explanation.pairs[0].b
+        if (run.path / "refinement.json").exists():
+            a, b = run.refinement["pair"]
+        story = text[text.index(f"How {a} and {b} were learned") : text.index("How much prototype change")]
+        assert len(story.strip().splitlines()) <= 6
+        labels, confidence = np.array(run.array("labels")), np.array(run.array("confidence"), np.float64)
+        first, second = run.explanation.classes.index(a), run.explanation.classes.index(b)
+        of_a = confidence[:, labels == first]
+        gap = (of_a[:, :, first] - of_a[:, :, second]).mean(1)
+        assert f"images of {a}: {gap[0]:+.3f} at step {run.steps[0]}, {gap[-1]:+.3f} at step {run.steps[-1]}" in story
+        # The line of the largest change adds up, as far as three decimals go.
+        change = np.diff(gap)[abs(np.diff(gap)).argmax()]
+        listed = [float(word) for word in story.splitlines()[2].split() if word[:1] in "+-"]
+        assert sum(listed) == pytest.approx(change, abs=0.003)
+
+    def test_a_run_without_a_ledger_opens_and_says_so(self, run, tmp_path):
+        kept = [name for name in run.path.iterdir() if name.name not in ("ledger.npz", "account.npy", "checkpoints")]
+        for path in kept:
+            if path.is_file():
+                shutil.copy(path, tmp_path / path.name)
+        older = Run(tmp_path)
+        assert "were learned" not in older.summary()
+        assert "How much prototype change" in older.summary()
+        for ask in (lambda: older.ledger("4"), lambda: older.account(1), lambda: older.to_frame("ledger")):
+            with pytest.raises(InputError, match=r"has no ledger .* run explain in a new workdir") as error:
+                ask()
+            one_line(error)
 
 
 class TestPlots:

@@ -1,8 +1,11 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { names, keys, steps, intervals, prototypes, inClasses, perClass, pairs, images } = data;
+  const { names, keys, steps, intervals, prototypes, inClasses, perClass, pairs, images, ledger } = data;
   const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2"];
+  // What is no prototype, in a stack of them.
+  const START = "at the start", OTHERS = "other prototypes", NOWHERE = "no place";
+  const GREYS = { [START]: "#b9bdc4", [OTHERS]: "#7d838c", [NOWHERE]: "#4d535b" };
   const stories = new Map(images.stories.map((story, place) => [story.row, { ...story, place }]));
 
   // Whatever is a text stays one: children that are no elements become text nodes.
@@ -64,8 +67,13 @@
   // What hangs on the rows: the order of the series in the legend, and a scale of colours that is grey at 0.
   const adapt = ({ color, shape }, rows) => {
     const largest = Math.max(...rows.map((row) => Math.abs(row.value)), 1e-9);
-    if (shape) color.scale.domain = shape.scale.domain = [...new Set(rows.map((row) => row.series))];
-    else if (color) color.scale.domain = [-largest, largest];
+    const series = () => [...new Set(rows.map((row) => row.series))];
+    if (shape) color.scale.domain = shape.scale.domain = series();
+    else if (color && color.type === "quantitative") color.scale.domain = [-largest, largest];
+    else if (color && !color.scale.domain.length) {
+      color.scale.domain = series();
+      color.scale.range = series().map((name, place) => GREYS[name] || COLOURS[place]);
+    }
   };
   // On a phone long labels stand aslant and legends are folded; the style sheet keeps room for both.
   const NARROW = 480;
@@ -110,7 +118,7 @@
     watcher.observe(place);
   };
   const plot = (name, rows, caption, lines) => {
-    const place = el("div", { class: "plot", "data-chart": name, style: `--room:${lines ? 20 * lines + 110 : 340}px` });
+    const place = el("div", { class: "plot", "data-chart": name, style: `--room:${lines ? 20 * lines + (name === "waterfall" ? 55 : 110) : 340}px` });
     plan(place, name, rows, caption, lines);
     return el("figure", {}, el("figcaption", {}, caption), place);
   };
@@ -184,6 +192,99 @@
       more("Data: contribution to every class", table("Contribution to every class", ["class", ...steps.map((s) => "step " + s)], names.map((name, c) => [name, ...steps.map((_, t) => signed(each.own[t][c]))]))));
   };
 
+  // Accounts, in whole thousandths, so that what is shown adds up.
+  const plain = (thousandths) => number(thousandths / 1000, 3);
+  const moved = (thousandths) => signed(thousandths / 1000, 3);
+  const total = (values) => values.reduce((sum, value) => sum + value, 0);
+  const differences = (values) => values.slice(1).map((value, t) => value - values[t]);
+  // A table whose rows in `sums` are sums: set off by a line.
+  const ledgerTable = (label, head, rows, sums) => {
+    const made = table(label, head, rows);
+    made.firstChild.className = "ledger";
+    const lines = made.querySelectorAll("tbody tr");
+    for (const place of sums) lines[place].className = "sum";
+    return made;
+  };
+  const courseTable = (label, course, what) => {
+    const all = (values) => [...values, total(values)].map(moved);
+    const { confidence } = course;
+    const last = steps.length - 1;
+    const rows = [
+      [`${what} before`, ...confidence.slice(0, last).map(plain), plain(confidence[0])],
+      ...course.prototypes.map((k, place) => [el("span", {}, "prototype ", to.prototype(k)), ...all(course.changes[place])]),
+      [`${course.others} other prototypes` + (course.bias ? "" : " and what belongs to no place"), ...all(course.rest)],
+      ...(course.bias ? [["what belongs to no place", ...all(course.bias)]] : []),
+      [`${what} after`, ...confidence.slice(1).map(plain), plain(confidence[last])],
+    ];
+    return ledgerTable(label, ["steps", ...intervals, "all"], rows, [0, rows.length - 1]);
+  };
+  const MOST_STACKED = 5;
+  const stackRows = (course) => {
+    const shown = course.prototypes.slice(0, MOST_STACKED);
+    const folded = course.changes.slice(MOST_STACKED);
+    const rest = course.rest.map((value, t) => value + total(folded.map((values) => values[t])));
+    const layers = [
+      ...shown.map((k, place) => ["prototype " + k, course.changes[place]]), [OTHERS, rest],
+      ...(course.bias ? [[NOWHERE, course.bias]] : []), [START, null],
+    ];
+    // The legend begins with the largest, the stack with what was there.
+    return layers.flatMap(([series, values], place) => steps.map((step, t) => ({
+      step, series, order: values ? place : -1, value: (values ? total(values.slice(0, t)) : course.confidence[0]) / 1000,
+    })));
+  };
+  const cropOf = (k) => {
+    const found = prototypes[k].strongest;
+    return found ? el("img", { class: "sprite crop", src: found.crops, width: 60, height: 60, alt: `Prototype ${k} where it is strongest` }) : null;
+  };
+  const waterfallRows = (entries, change) => {
+    let reached = 0;
+    const rows = entries.map(([label, value], order) => {
+      const start = reached;
+      reached += value;
+      return { label: `${label}  ${moved(value)}`, order, start: start / 1000, end: reached / 1000, value: value / 1000, kind: value < 0 ? "fall" : "rise" };
+    });
+    return [...rows, { label: `together  ${moved(change)}`, order: rows.length, start: 0, end: change / 1000, value: change / 1000, kind: "sum" }];
+  };
+  const intervalLedger = (c, t) => {
+    const { course, blank, intervals: found } = ledger.classes[c];
+    const { named, others, rest, bias } = found[t];
+    const [before, after] = course.confidence.slice(t, t + 2);
+    const change = after - before;
+    const rows = named.map((each) => [
+      el("span", { class: "entry" }, cropOf(each.prototype), el("span", {}, "prototype ", to.prototype(each.prototype), el("small", {}, `in ${percent(each.present, 0)} of the images`))),
+      moved(each.change), number(each.error / 1000, 4), moved(each.seeing), moved(each.weighing),
+      each.taken === 0 ? "–" : el("span", {}, each.taken > 0 ? "taken from " : "given to ", to.class(each.rival), ` ${plain(Math.abs(each.taken))}`),
+    ]);
+    const entries = [...named.map((each) => ["prototype " + each.prototype, each.change]), [`${others} others`, rest], [NOWHERE, bias]];
+    const empty = ["", "", "", ""];
+    const near = blank.filter(([k]) => named.some((each) => each.prototype === k));
+    return [
+      el("p", { class: "lead" }, `Between step ${steps[t]} and ${steps[t + 1]} confidence in ${quoted(c)} ${change < 0 ? "fell" : "rose"} by ${plain(Math.abs(change))}: from ${plain(before)} to ${plain(after)}, on average over its own training images.`),
+      ledgerTable("Entries of the interval", ["", "change", "standard error", "seen", "weighed", "mostly"], [
+        [`confidence at step ${steps[t]}`, plain(before), ...empty], ...rows,
+        [`${others} other prototypes`, moved(rest), ...empty], ["what belongs to no place", moved(bias), ...empty],
+        [`confidence at step ${steps[t + 1]}`, plain(after), ...empty]], [0, rows.length + 3]),
+      near.length ? el("p", { class: "how" }, `Beside a blank image: at the last checkpoint, in the logit of ${quoted(c)}, `, list(near.map(([k, own, of]) => `prototype ${k} adds ${signed(own)}, and the same places of a blank image ${signed(of)}`)), ". Where the blank image has much, it is not only what the images show that counts.") : null,
+      plot("waterfall", waterfallRows(entries, change), `What was added to the confidence in ${quoted(c)} from step ${steps[t]} to ${steps[t + 1]}: orange raised it, blue lowered it; the last bar is the sum.`, entries.length + 1),
+    ];
+  };
+  const ledgerOfClass = (c) => {
+    if (!ledger) return [];
+    const { course, most } = ledger.classes[c];
+    const inside = el("div");
+    const show = (t) => fill(inside, ...intervalLedger(c, Number(t)));
+    show(most);
+    const changes = differences(course.confidence);
+    return [
+      el("div", { class: "chooser" }, chooser("Interval, steps", "choose-ledger", intervals.map((name, t) => [t, `${name} (${moved(changes[t])})`]), most, show)),
+      inside,
+      el("p", { class: "how" }, "Seen: because the features at a prototype’s places changed. Weighed: because the head made something else of them. The two add up to the change. Mostly: the class that lost most by the entry, or gained most where it is negative. The standard error is over images of this one training run. What rounding leaves stands with the other prototypes."),
+      el("h4", {}, "Over the whole training"),
+      plot("stacked", stackRows(course), `Confidence in ${quoted(c)} at each checkpoint, as the sum of what it was at the start and of what each prototype had added by then. What lies below zero is to be taken off.`),
+      courseTable("The whole training", course, "confidence"),
+    ];
+  };
+
   // Within a class
   let shownInterval = intervals.length - 1;
   const showClass = (c) => {
@@ -205,20 +306,23 @@
     fill(panel("class"),
       el("h3", { tabindex: -1 }, "Class " + quoted(c)),
       el("div", { class: "chooser" }, chooser("Class", "choose-class", names.map((name, d) => [d, name]), c, (value) => go(link.class(value)))),
+      ...ledgerOfClass(c),
+      el("h4", {}, "What its images have in common"),
       el("p", {}, `${each.samples.toLocaleString("en")} training images. `, each.shared.length ? "Shared prototypes, salient in at least 80 % of them:" : "No prototype is salient in 80 % of them."),
       el("ul", { class: "chips" }, each.shared.map((k) => el("li", {}, to.prototype(k)))),
       plot("contributions", contribution, `Mean contribution to the logit of ${quoted(c)} over its images, at each checkpoint. Orange raises it, blue lowers it; the prototypes with the largest at the end.`, ids.length),
       more("Data: contributions", table("Contributions", ["prototype", ...steps.map((s) => "step " + s)], ids.map((k) => [to.prototype(k), ...steps.map((_, t) => signed(prototypes[k].own[t][c]))]))),
-      support.length
-        ? [plot("support", support, `Support for ${quoted(c)}: how far confidence moves when the prototype changes by one deviation, in intervals where a fit can be measured and with a sign that the bootstrap agrees on. A diamond says that the contribution has the other sign and is the one to believe.`, supporting.length),
-          more("Data: support", table("Support", ["steps", "prototype", "support", "contribution, logits", "signs"], each.support.map(([t, k, value, logits, disagrees]) => [intervals[t], to.prototype(k), signed(value, 4), signed(logits), disagrees ? "differ" : "agree"])))]
-        : el("p", {}, "In no interval does a prototype support this class with a sure sign."),
       el("h4", {}, "Groups of images that changed alike"),
       el("div", { class: "chooser" }, chooser("Interval, steps", "choose-interval", intervals.map((name, t) => [t, name]), shownInterval, showGroups)),
       groups,
       each.specialised.length
         ? more("Data: specialised prototypes, salient in one group and not in another", table("Specialised prototypes", ["steps", "prototype", "group with most", "share", "group with least", "share"], each.specialised.map(([t, k, most, high, least, low]) => [intervals[t], to.prototype(k), most, percent(high, 0), least, percent(low, 0)])))
-        : el("p", {}, "No prototype sets one group of this class apart from another."));
+        : el("p", {}, "No prototype sets one group of this class apart from another."),
+      el("h4", {}, "By the regression"),
+      support.length
+        ? [plot("support", support, `Support for ${quoted(c)}: how far confidence moves when the prototype changes by one deviation, in intervals where a fit can be measured and with a sign that the bootstrap agrees on. A diamond says that the contribution has the other sign and is the one to believe.`, supporting.length),
+          more("Data: support", table("Support", ["steps", "prototype", "support", "contribution, logits", "signs"], each.support.map(([t, k, value, logits, disagrees]) => [intervals[t], to.prototype(k), signed(value, 4), signed(logits), disagrees ? "differ" : "agree"])))]
+        : el("p", {}, "In no interval does a prototype support this class with a sure sign."));
   };
 
   // Between two classes
@@ -232,6 +336,35 @@
     go(a !== b ? link.pair(a, b) : first ? link.pair(a, other(a)) : link.pair(other(b), b));
   };
   const MOST_LISTED = 8;
+  const ledgerOfPair = (pair) => {
+    if (!ledger) return [];
+    const { sides } = ledger.pairs[pairs.indexOf(pair)];
+    const [A, B] = [quoted(pair.a), quoted(pair.b)];
+    const side = (course, own) => {
+      const changes = differences(course.confidence);
+      const largest = changes.reduce((best, value, t) => (Math.abs(value) > Math.abs(changes[best]) ? t : best), 0);
+      const rows = course.prototypes.flatMap((k, order) => intervals.map((time, t) => ({ time, prototype: String(k), order, value: course.changes[order][t] / 1000, faint: false, mark: false, note: "" })));
+      const caption = `On images of ${own}: from ${moved(course.confidence[0])} to ${moved(course.confidence[steps.length - 1])}, most in steps ${intervals[largest]} (${moved(changes[largest])}).`;
+      return el("div", {}, rows.length ? plot("moved", rows, caption, course.prototypes.length) : el("p", {}, caption + " No prototype moved it."));
+    };
+    return [
+      el("h4", {}, "What told them apart"),
+      el("p", { class: "how" }, `Confidence in ${A} less that in ${B}: what each prototype added to it. Orange is towards ${A}, blue towards ${B}.`),
+      el("div", { class: "two" }, side(sides[0], A), side(sides[1], B)),
+      ...[[sides[0], A], [sides[1], B]].map(([course, own]) => more(`Data: account on images of ${own}`, courseTable(`Account on images of ${own}`, course, "difference"))),
+    ];
+  };
+  const waveringOfPair = (pair) => {
+    if (!ledger) return [];
+    const { wavering } = ledger.pairs[pairs.indexOf(pair)];
+    const flips = new Map(pair.uncertain.map(([k, , count]) => [k, count]));
+    return [
+      wavering.length
+        ? table("Wavering prototypes", ["prototype", "wavered by the account", "score of the regression", "its sign changes"], wavering.map(([k, score, other]) => [to.prototype(k), number(score, 4), number(other, 4), flips.has(k) ? String(flips.get(k)) : "–"]))
+        : el("p", {}, "By its account no prototype wavered between the two."),
+      el("p", { class: "how" }, "By the account a prototype wavers as far as what it adds to the difference turned from one interval to the next, over the images of both classes. Neither this nor the score of the regression tells which images fail."),
+    ];
+  };
   const showPair = (a, b) => {
     const pair = findPair(a, b);
     const most = pairs.slice(0, 8).map((each) => el("li", {}, el("a", { href: link.pair(each.a, each.b) }, `${names[each.a]} / ${names[each.b]}`)));
@@ -249,11 +382,13 @@
     fill(panel("pair"), ...head,
       el("p", { class: "lead" }, pair.told_apart === null ? `${A} and ${B} are never told apart for good.` : `${A} and ${B} are told apart from step ${pair.told_apart} on.`),
       el("p", {}, `At the end, on validation images: ${pair.confusions[0]} of ${A} taken for ${B}, ${pair.confusions[1]} of ${B} taken for ${A}; images of ${A} get ${percent(pair.soft[0])} confidence in ${B} on average, images of ${B} ${percent(pair.soft[1])} in ${A}.`),
+      ...ledgerOfPair(pair),
       el("h4", {}, "Separating prototypes"),
       el("p", { class: "how" }, `Evidence for the right one of the two, in logits, by the contributions at the last checkpoint. A negative figure speaks for the wrong one. The pictures are of the class on which the prototype weighs more.`),
       table("Separating prototypes", ["prototype", "on images of " + A, "on images of " + B, "where it is strongest"],
         pair.separating.map(([k, onA, onB, c]) => [to.prototype(k), signed(onA), signed(onB), inClass(k, c) || ""])),
       el("h4", {}, "What wavered"),
+      ...waveringOfPair(pair),
       !pair.analysed
         ? el("p", {}, "This pair was not analysed for uncertain prototypes: explain.max_pairs bounds how many are.")
         : [
@@ -287,6 +422,12 @@
     browse(shownKind);
     return [el("div", { class: "chooser" }, chooser("Images", "choose-kind", kinds.map(([kind, text]) => [kind, `${text} (${images.kinds[kind].length})`]), shownKind, browse)), chosen, el("h3", { tabindex: -1 }, title)];
   };
+  const accountOfImage = (row, label) => {
+    const course = ledger && ledger.images[row];
+    return course ? [el("h4", {}, "Its account"),
+      el("p", { class: "how" }, `What the prototypes in this image added to its confidence in ${quoted(label)} in each interval. Each column adds up to its last line; what rounding leaves stands with the other prototypes.`),
+      courseTable("Account of this image", course, "confidence")] : [];
+  };
   const showImage = (row) => {
     const story = stories.get(row);
     if (!story) {
@@ -310,6 +451,7 @@
       el("div", { class: "two" },
         plot("confidence", rows, "Confidence in the label, and in the classes that came nearest, at each checkpoint."),
         intensities.length ? plot("intensity", intensities, "Intensity of these prototypes at each checkpoint, in logits.") : el("p", {}, "At the last checkpoint no place of this image speaks for the logit explained: it has no prototypes with saliency.")),
+      ...accountOfImage(row, story.label),
       more("Data: confidence and intensity", table("Confidence and intensity", ["what", ...steps.map((s) => "step " + s)],
         [...story.classes.map((c, series) => [names[c], ...steps.map((_, t) => number(story.confidence[t][series], 3))]),
           ...story.prototypes.map(([k, , , values]) => [to.prototype(k), ...values.map((value) => number(value))])])));

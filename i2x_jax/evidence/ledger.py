@@ -1,0 +1,219 @@
+"""The ledger: a change of confidence, accounted for exactly over prototypes (DESIGN 2.10).
+
+Between two checkpoints the features at a prototype's places change (it is *seen* better or worse), and the head makes
+something else of them (it is *weighed* otherwise). In logits both add up, with the change of the bias, to the change
+of every logit. A confidence is no sum of logits; but the logarithmic mean of the two confidences turns a change of
+log-confidence into a change of confidence exactly. So each additive part of the logits has a share of the change of
+confidence, and the shares add up to it: the additive log-mean index of Vartia (1976) and Sato (1976), "LMDI" in
+energy accounting. It needs no quadrature, changes its sign in reversed time, does not see a constant added to all
+logits, and adds up to zero over the classes.
+
+Pure functions of one batch, to be called under `jax.jit`; products are in float32 at the highest precision.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Below this a change of log-confidence is so small that its exponential is taken by its series.
+SMALL_CHANGE = 1e-4
+# Points of the midpoint rule on the straight line from the blank image's features to an image's own.
+PATH_POINTS = 16
+
+
+class End(NamedTuple):
+    """One end of an interval, of a batch, behind a global average pool and a linear head.
+
+    Attributes:
+      sums: `[B, K, d]`, features summed over the locations of each prototype and divided by the number of locations.
+      logits: `[B, M]`.
+      weights: `[d, M]` of the head.
+      bias: `[M]` of the head.
+    """
+
+    sums: jax.Array
+    logits: jax.Array
+    weights: jax.Array
+    bias: jax.Array
+
+
+class Parts(NamedTuple):
+    """Additive parts of a change of logits, or, by `shares`, of confidence.
+
+    Attributes:
+      seeing: `[B, K, M]`, because the features at a prototype's places changed.
+      weighing: `[B, K, M]`, because the head changed what it makes of them.
+      bias: `[B, M]` or `[1, M]`, what belongs to no place.
+    """
+
+    seeing: jax.Array
+    weighing: jax.Array
+    bias: jax.Array
+
+
+def prototype_sums(features: jax.Array, assignments: jax.Array, num_prototypes: int) -> jax.Array:
+    """Features summed over the locations of each prototype, over the number of locations: `[B, K, d]`.
+
+    Args:
+      features: `[B, h, w, d]`.
+      assignments: int `[B, h, w]`; ids outside 0..K-1 belong to none.
+      num_prototypes: K, static under jit.
+    """
+    count, height, width, channels = features.shape
+    members = jax.nn.one_hot(assignments.reshape(count, -1), num_prototypes, dtype=features.dtype)
+    flat = features.reshape(count, -1, channels)
+    return jnp.einsum("bnk,bnd->bkd", members, flat, precision="highest") / (height * width)
+
+
+def linear_parts(before: End, after: End) -> Parts:
+    """Parts of the change of logits between two ends of an interval (DESIGN 2.10); their sum is exact.
+
+    Each is the mean over the two orders in which features and head may change: with X(t,u) the features of t under the
+    head of u, seeing is half of X(t+1,t) - X(t,t) + X(t+1,t+1) - X(t,t+1).
+    """
+    change, mean = after.sums - before.sums, (after.sums + before.sums) / 2
+    weights, weights_change = (after.weights + before.weights) / 2, after.weights - before.weights
+    return Parts(
+        seeing=jnp.matmul(change, weights, precision="highest"),
+        weighing=jnp.matmul(mean, weights_change, precision="highest"),
+        bias=(after.bias - before.bias)[None],
+    )
+
+
+def logarithmic_means(before: jax.Array, after: jax.Array) -> jax.Array:
+    """Logarithmic means `[B, M]` of the confidences of two sets of logits `[B, M]`, each 0 to 1.
+
+    The logarithmic mean of y and y' is (y' - y) / (log y' - log y), and y where they are equal.
+    """
+    before, after = jax.nn.log_softmax(before), jax.nn.log_softmax(after)
+    change, larger = jnp.abs(after - before), jnp.maximum(before, after)
+    small = change < SMALL_CHANGE
+    ratio = -jnp.expm1(-change) / jnp.where(small, 1, change)
+    return jnp.exp(larger) * jnp.where(small, 1 - change / 2 + change**2 / 6, ratio)
+
+
+def shares(parts: jax.Array, means: jax.Array) -> jax.Array:
+    """The shares in the changes of confidence of additive parts of the changes of logits.
+
+    A class's confidence rises by what raises its logit beyond the mean of all logits, weighted by logarithmic means:
+    so a constant added to all logits has no share, and shares add up to zero over the classes.
+
+    Args:
+      parts: `[B, ..., M]`, in logits.
+      means: `[B, M]` of `logarithmic_means`.
+
+    Returns:
+      `[B, ..., M]`, in confidence.
+    """
+    means = means.reshape(len(means), *(1,) * (parts.ndim - 2), means.shape[-1])
+    mean_part = (parts * means).sum(-1, keepdims=True) / means.sum(-1, keepdims=True)
+    return means * (parts - mean_part)
+
+
+def confidence_parts(parts: Parts, before: jax.Array, after: jax.Array) -> Parts:
+    """Parts of the change of logits as parts of the change of confidence, which they add up to.
+
+    Args:
+      parts: in logits.
+      before: logits `[B, M]` at the first end.
+      after: logits `[B, M]` at the other.
+    """
+    means = logarithmic_means(before, after)
+    bias = jnp.broadcast_to(parts.bias, means.shape)
+    return Parts(shares(parts.seeing, means), shares(parts.weighing, means), shares(bias, means))
+
+
+def residual(parts: Parts, before: jax.Array, after: jax.Array) -> jax.Array:
+    """How far `confidence_parts` miss the change of confidence: `[B]`, the largest over the classes."""
+    change = jax.nn.softmax(after) - jax.nn.softmax(before)
+    return jnp.abs((parts.seeing + parts.weighing).sum(1) + parts.bias - change).max(-1)
+
+
+def account_of(parts: Parts, labels: jax.Array) -> jax.Array:
+    """What each prototype, and last what belongs to no place, added to a confidence: `[B, K+1]`.
+
+    Args:
+      parts: of `confidence_parts`.
+      labels: int `[B]`, the class whose confidence is accounted for.
+    """
+    both = jnp.concatenate([parts.seeing + parts.weighing, parts.bias[:, None]], axis=1)
+    return jnp.take_along_axis(both, labels[:, None, None], axis=2)[:, :, 0]
+
+
+class Path(NamedTuple):
+    """Evidence of locations under a head that is not linear, along the line from the blank image's features.
+
+    Attributes:
+      evidence: `[B, K, M]`, by prototype; with `start` it adds up to the logits.
+      start: `[1, M]`, the logits at the blank's features; what could not be spread is added to it, `[B, M]` then.
+      error: `[B]`, how far the points of the path missed the logits before what was missing was spread.
+    """
+
+    evidence: jax.Array
+    start: jax.Array
+    error: jax.Array
+
+
+def path_evidence(
+    head: Callable[[jax.Array], jax.Array],
+    features: jax.Array,
+    blank: jax.Array,
+    assignments: jax.Array,
+    num_prototypes: int,
+) -> Path:
+    """Integrated gradients of every logit along the straight line from a blank image's features (DESIGN 2.10).
+
+    Sundararajan, Taly, Yan 2017, arXiv:1703.01365, with the midpoint rule. What the points miss is spread in proportion
+    to the size of the evidence, and belongs to no place where there is none. The line does not start at zero: a head
+    that normalises its input is constant along that one.
+
+    Args:
+      head: `[B, h, w, d] -> [B, M]`, each sample for itself.
+      features: `[B, h, w, d]`.
+      blank: `[1, h, w, d]`, of the blank image at the same checkpoint.
+      assignments: int `[B, h, w]`.
+      num_prototypes: K, static under jit.
+    """
+    with jax.default_matmul_precision("highest"):
+        start, logits = head(blank), head(features)
+        away = features - blank
+        classes = jnp.eye(logits.shape[-1], dtype=logits.dtype)
+
+        def add_point(total, place):
+            _, gradient = jax.vjp(head, blank + place * away)
+
+            def of_class(weights):
+                return (away * gradient(jnp.broadcast_to(weights, logits.shape))[0]).sum(-1)
+
+            return total + jax.lax.map(of_class, classes) / PATH_POINTS, None
+
+        places = (jnp.arange(PATH_POINTS, dtype=features.dtype) + 0.5) / PATH_POINTS
+        nothing = jnp.zeros((len(classes), *features.shape[:3]), logits.dtype)
+        by_location, _ = jax.lax.scan(add_point, nothing, places)
+        members = jax.nn.one_hot(assignments, num_prototypes, dtype=logits.dtype)
+        evidence = jnp.einsum("bhwk,mbhw->bkm", members, by_location)
+        missing = logits - start - evidence.sum(1)
+        size = jnp.abs(evidence).sum(1)
+        spread = jnp.where(size > 0, missing / jnp.where(size > 0, size, 1), 0)
+        evidence = evidence + spread[:, None] * jnp.abs(evidence)
+        return Path(evidence, start + jnp.where(size > 0, 0, missing), jnp.abs(missing).max(-1))
+
+
+def path_parts(before: tuple[Path, Path], after: tuple[Path, Path]) -> Parts:
+    """Parts of the change of logits behind a head that is not linear; as `linear_parts`.
+
+    Args:
+      before: the features of the first end under the head of the first end, and of the other.
+      after: the features of the other end under the head of the first end, and of the other.
+    """
+    (first_own, first_other), (second_other, second_own) = (
+        [path.evidence for path in before],
+        [path.evidence for path in after],
+    )
+    return Parts(
+        seeing=(second_other - first_own + second_own - first_other) / 2,
+        weighing=(first_other - first_own + second_own - second_other) / 2,
+        bias=after[1].start - before[0].start,
+    )

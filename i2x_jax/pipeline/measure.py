@@ -1,0 +1,489 @@
+"""The step `evidence`: all images once, by all checkpoints, to everything that is measured (DESIGN 2.3, 2.4, 2.10).
+
+Rows are done in blocks, and what a finished block adds up to is kept on disk: a run that was stopped goes on with the
+block it was at, and ends with equal files, because blocks are added up in their order. They follow neither batches nor
+devices.
+"""
+
+import functools
+import hashlib
+import os
+import pathlib
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from i2x_jax.config import Config, InputError
+from i2x_jax.data.dataset import Batch, Dataset, batches
+from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows, replicate, shard
+from i2x_jax.evidence import measuring, prototypes
+from i2x_jax.explanation.analysis import choose_pairs
+from i2x_jax.models.model import Model, Variables
+from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.results.files import CHECKPOINTS
+from i2x_jax.results.opened_run import Run
+from i2x_jax.training import loop as training
+
+ROWS_PER_BLOCK = 4096
+# Bytes of variables that are held on the device for all checkpoints at once; more are read in turn.
+DEVICE_VARIABLES = 2**31
+STEP = "evidence"
+# Folder of what only serves to go on with the step: sums of blocks, and rows that are not kept as they are.
+WORKING = "working"
+Sums = dict[str, np.ndarray]
+
+
+class Checkpoints(NamedTuple):
+    """What all batches share.
+
+    Attributes:
+      model: the classifier.
+      settings: what is measured.
+      variables: from the number of a checkpoint, 0 to T-1, to its variables on the device.
+      blanks: T features `[1, h, w, d]` of the blank image.
+      pca: of the feature vectors.
+      centroids: `[K, D]`.
+    """
+
+    model: Model
+    settings: measuring.Measuring
+    variables: Callable[[int], Variables]
+    blanks: list[jax.Array]
+    pca: prototypes.Pca
+    centroids: np.ndarray
+
+
+class Rows(NamedTuple):
+    """What is measured of each sample, written to as it comes; see DESIGN section 4 for the shapes."""
+
+    assignments: np.ndarray
+    intensity: np.ndarray
+    confidence: np.ndarray
+    account: np.ndarray | None
+    margin: np.ndarray | None
+
+
+def measure_evidence(directory: RunDirectory, work: Run) -> None:
+    """Held-out sets, then the training images: intensity, confidence, contributions and the ledger (DESIGN 2.4, 2.10).
+
+    Raises:
+      InputError: intensities or confidences that are not finite.
+    """
+    config, dataset = work.config, work.dataset
+    with directory.making(STEP, keep=made_from(work)) as folder:
+        held_out = measure_held_out(directory, work)
+        for split, confidence in held_out.items():
+            np.savez(folder / f"{split}.npz", labels=getattr(work.splits, split).labels, confidence=confidence)
+        validation = held_out["validation"][-1], work.splits.validation.labels
+        checkpoints = prepare(work, measuring_of(config, dataset.class_names, *validation))
+        rows, done = open_rows(directory, work, checkpoints.settings)
+        starts = range(0, len(dataset.labels), ROWS_PER_BLOCK)
+        batch_size = rows_at_once(config.explain.batch_size, len(dataset.labels))
+        with directory.progress_bar(STEP, len(dataset.labels), "image") as bar:
+            for number, start in enumerate(starts):
+                stop = min(start + ROWS_PER_BLOCK, len(dataset.labels))
+                if number in done:
+                    bar.update(stop - start)
+                    continue
+                part = dataset.take(np.arange(start, stop))
+                here = Rows(*(each if each is None else each[..., start:stop, :] for each in _by_row(rows)))
+                sums = measure_block(checkpoints, part, here, work.steps, start, batch_size, bar.update)
+                finish_block(directory, rows, number, sums)
+        directory.barrier("evidence written")
+        blanks = [blank_parts(checkpoints, t) for t in range(len(work.steps))]
+        if directory.main:
+            write_sums(directory, work, checkpoints.settings, blanks, len(starts))
+            save_margins(directory, work, rows, checkpoints.settings)
+
+
+def made_from(work: Run) -> str:
+    """A text that differs if prototypes or checkpoints do; what else there is, a run directory has one of.
+
+    Weights are told by the size and the time of their files: reading gigabytes to be sure would take longer than most
+    of what could be gone on with.
+    """
+    prototypes_digest = hashlib.sha256((work.path / "prototypes.npz").read_bytes()).hexdigest()
+    weights = [
+        (str(path.relative_to(work.path)), state.st_size, state.st_mtime_ns)
+        for path in sorted((work.path / CHECKPOINTS).rglob("*"))
+        if stat.S_ISREG((state := path.lstat()).st_mode)
+    ]
+    return repr((ROWS_PER_BLOCK, prototypes_digest, list(map(int, work.steps)), weights))
+
+
+def rows_at_once(batch_size: int, samples: int) -> int:
+    """How many samples a batch holds: where there are several blocks, they should fill their last batch too."""
+    if samples <= ROWS_PER_BLOCK:
+        return batch_size
+    return -(-ROWS_PER_BLOCK // -(-ROWS_PER_BLOCK // batch_size))
+
+
+def _by_row(rows):
+    """Views in which the last axis but one counts samples: assignments have two axes behind that one."""
+    n, h, w = rows.assignments.shape
+    return rows._replace(assignments=rows.assignments.reshape(n, h * w))
+
+
+def measuring_of(config: Config, classes: tuple[str, ...], confidence: np.ndarray, labels: np.ndarray):
+    """What is measured, by a run's settings and the final confidence `[n, M]` on validation samples."""
+    settings, pair = config.explain, ()
+    if settings.pair_target == "margin":
+        pair = choose_pairs(config, classes, confidence, labels).refined
+    return measuring.Measuring(settings.num_prototypes, settings.cam, settings.target, pair)
+
+
+def measure_held_out(directory: RunDirectory, work: Run) -> dict[str, np.ndarray]:
+    """Confidence float32 `[T, n, M]` on validation and test samples at every checkpoint."""
+    held_out = {"validation": work.splits.validation, "test": work.splits.test}
+    confidence = {name: [] for name in held_out}
+    images = len(work.steps) * sum(len(dataset.labels) for dataset in held_out.values())
+    with directory.progress_bar("held-out images", images, "image") as bar:
+        for step in work.steps:
+            variables = work.variables(step)
+            for name, dataset in held_out.items():
+                logits = training.predict(work.model, variables, dataset, work.config.explain.batch_size)
+                confidence[name].append(training.confidence(logits))
+                bar.update(len(dataset.labels))
+    return {name: np.stack(values) for name, values in confidence.items()}
+
+
+def prepare(work: Run, settings: measuring.Measuring) -> Checkpoints:
+    """What all batches share, from the files of a run."""
+    found, model = work.arrays("prototypes"), work.model
+    variables = variables_of(work)
+    blank = replicate(measuring.blank_image(found["blank"], work.dataset.images.shape[1:]))
+    blanks = [measuring.batch_features(model, variables(t), blank) for t in range(len(work.steps))]
+    pca = prototypes.Pca(found["mean"], found["components"], found["explained_variance_ratio"])
+    return Checkpoints(model, settings, variables, blanks, *replicate((pca, found["centroids"])))
+
+
+def variables_of(work: Run) -> Callable[[int], Variables]:
+    """From the number of a checkpoint to its variables: all held on the device if they fit, otherwise read in turn."""
+    leaves = jax.tree.leaves(work.abstract_variables)
+    size = sum(np.prod(leaf.shape, dtype=np.int64) * leaf.dtype.itemsize for leaf in leaves)
+    if size * len(work.steps) > DEVICE_VARIABLES:
+        # The ledger of an interval asks for those before it and those after it.
+        return functools.lru_cache(maxsize=2)(lambda t: work.variables(work.steps[t]))
+    held = [work.variables(step) for step in work.steps]
+    return held.__getitem__
+
+
+def open_rows(directory: RunDirectory, work: Run, settings: measuring.Measuring) -> tuple[Rows, set[int]]:
+    """The files that grow with the samples, and the numbers of the blocks that an earlier process has finished."""
+    samples, steps = len(work.dataset.labels), len(work.steps)
+    h, w, _ = work.model.feature_shape
+    k, m = settings.num_prototypes, len(work.dataset.class_names)
+    wanted = {
+        "assignments": (np.int16, (samples, h, w)),
+        "intensity": (np.float32, (steps, samples, k)),
+        "confidence": (np.float32, (steps, samples, m)),
+        "account": (np.float32, (steps - 1, samples, k + 1)) if settings.ledger else None,
+        "margin": (np.float32, (steps, samples, k)) if settings.pair else None,
+    }
+    working = directory.partial(STEP) / WORKING
+    files = {name: f"{WORKING}/{name}.npy" if name == "margin" else f"{name}.npy" for name in wanted}
+    if directory.main:
+        if not all(directory.kept(STEP, files[name], *what) for name, what in wanted.items() if what):
+            # Sums of blocks whose rows are lost count for nothing, now and whenever this is gone on with.
+            shutil.rmtree(working, ignore_errors=True)
+        working.mkdir(exist_ok=True)
+    directory.barrier("blocks looked through")
+    rows = Rows(**{name: what and directory.shared_memmap(STEP, files[name], *what) for name, what in wanted.items()})
+    done = {int(path.stem.removeprefix("block-")) for path in working.glob("block-*.npz")}
+    directory.barrier("blocks listed")
+    return rows, done
+
+
+def measure_block(
+    checkpoints: Checkpoints,
+    dataset: Dataset,
+    rows: Rows,
+    steps: np.ndarray,
+    offset: int,
+    batch_size: int,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> Sums:
+    """Measures a block of samples.
+
+    Args:
+      checkpoints: what all blocks share.
+      dataset: the samples of the block.
+      rows: written to; each process writes its own rows.
+      steps: int `[T]`, to name them.
+      offset: the first sample's row, to name it.
+      batch_size: samples at a time; it changes rounding alone.
+      progress: told after every batch how many samples it held.
+
+    Returns:
+      Sums over the block by name, float64; see `batch_sums` and DESIGN section 4.
+
+    Raises:
+      InputError: intensities or confidences that are not finite.
+    """
+    totals: Sums = {}
+    found = ((batch, measure_batch(checkpoints, batch)) for batch in batches(dataset, divisible(batch_size)))
+    for batch, (written, finite, sums) in ahead(found):
+        bad = np.flatnonzero(~np.array(fetch(finite)))
+        if len(bad):
+            first = offset + batch.start
+            raise InputError(
+                f"saliency or confidence of samples {first} to {first + int(batch.mask.sum()) - 1} is not finite at "
+                f"step {steps[bad[0]]}; allowed: finite numbers; look at the weights and the images of this run"
+            )
+        place = slice(batch.start, batch.start + int(batch.mask.sum()))
+        for target, values in zip(rows, written, strict=True):
+            if target is not None:
+                write_rows(target, place, values)
+        add(totals, fetch(sums))
+        progress(place.stop - place.start)
+    return totals
+
+
+def write_rows(target: np.ndarray, place: slice, values: jax.Array | list[jax.Array]) -> None:
+    """Writes the rows that this process has; those beyond `place` filled the batch up.
+
+    Args:
+      target: `[n, ...]` for an array, `[T, n, ...]` for a list of T.
+      place: rows of the target.
+      values: `[B, ...]` each.
+    """
+    for one, array in zip(target, values, strict=True) if isinstance(values, list) else ((target, values),):
+        part = one[place]
+        for where, piece in own_rows(array):
+            inside = part[where]
+            inside[:] = piece[: len(inside)]
+
+
+def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[jax.Array], dict[str, jax.Array]]:
+    """All checkpoints of one batch, the last one first: rows, whether each is finite, and sums; all on the device."""
+    model, settings = checkpoints.model, checkpoints.settings
+    images, labels, mask = shard((batch.images, batch.labels, batch.mask))
+    last = len(checkpoints.blanks) - 1
+    features = measuring.batch_features(model, checkpoints.variables(last), images)
+    places = measuring.assign_locations(checkpoints.pca, checkpoints.centroids, features)
+    taken, accounts = [None] * (last + 1), [None] * last
+    sums: dict[str, jax.Array] = {}
+    for t in reversed(range(last + 1)):
+        variables, blank = checkpoints.variables(t), checkpoints.blanks[t]
+        if t < last:
+            features = measuring.batch_features(model, variables, images)
+        taken[t] = measuring.take(model, settings, variables, features, labels, places, blank)
+        if settings.ledger and t < last:
+            accounts[t] = measuring.account(
+                model,
+                (variables, checkpoints.variables(t + 1)),
+                (blank, checkpoints.blanks[t + 1]),
+                (taken[t].end, taken[t + 1].end),
+                places,
+                labels,
+                mask,
+            )
+        for name, value in batch_sums(taken[t], accounts[t] if t < last else None, labels, mask).items():
+            sums[f"{name} {t}"] = value
+        # Of every checkpoint at once, these would be as large as the features.
+        taken[t] = taken[t]._replace(maps=None, evidence=None)
+        if settings.ledger and t + 2 <= last:
+            path = measuring.path_differences(
+                taken[t].end, taken[t + 2].end, accounts[t].account + accounts[t + 1].account, labels, mask
+            )
+            sums |= {f"coarse_missed {t}": path[0], f"coarse {t}": path[1]}
+            # What lies two checkpoints back is not needed any more, and its features should not stay.
+            taken[t + 2] = taken[t + 2]._replace(end=None)
+    written = Rows(
+        assignments=places.reshape(len(batch.labels), -1),
+        intensity=[each.intensity for each in taken],
+        confidence=[each.confidence for each in taken],
+        account=[each.account for each in accounts] if settings.ledger else None,
+        margin=[each.margin for each in taken] if settings.pair else None,
+    )
+    return written, [each.finite for each in taken], sums
+
+
+def batch_sums(
+    taken: measuring.Taken, account: measuring.Account | None, labels: jax.Array, mask: jax.Array
+) -> dict[str, Any]:
+    """What a batch adds to the sums of one checkpoint, and of the interval that begins with it; `largest_` is kept."""
+    sums = {
+        "contribution": measuring.class_sums(taken.evidence, labels, mask),
+        "largest_error": measuring.largest(taken.error, mask),
+    }
+    if taken.end is not None:
+        sums["features"] = measuring.summed(taken.end.sums, mask)
+        sums["path_error"] = measuring.path_error(taken.end, mask)
+    if account is not None:
+        sums |= {"seeing": account.seeing, "weighing": account.weighing}
+        sums |= {"bias": account.bias, "largest_residual": account.residual, "largest_logit": account.logit}
+    return sums
+
+
+def add(totals: Sums, sums: Mapping[str, Any]) -> None:
+    """Adds sums to totals, in float64; of `largest_` the larger stays, and sums by class become two."""
+    for name, value in sums.items():
+        if isinstance(value, measuring.ClassSums):
+            what, _, number = name.partition(" ")
+            scale = np.float64(value.scale)
+            _add(totals, name, scale * value.total)
+            _add(totals, f"{what}_square {number}", scale**2 * value.squares)
+        else:
+            _add(totals, name, value)
+
+
+def _add(totals, name, value):
+    value = np.float64(value)
+    if name not in totals:
+        totals[name] = value
+    elif name.startswith("largest_"):
+        totals[name] = np.maximum(totals[name], value)
+    else:
+        totals[name] = totals[name] + value
+
+
+def finish_block(directory: RunDirectory, rows: Rows, number: int, sums: Sums) -> None:
+    """Has a block counted as done: its rows are on disk before its sums have their name."""
+    for array in rows:
+        if array is not None:
+            array.flush()
+    directory.barrier(f"block {number} written")
+    if directory.main:
+        folder = directory.partial(STEP)
+        unfinished = folder / WORKING / "unfinished.npz"
+        with unfinished.open("wb") as file:
+            np.savez(file, **sums)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.rename(_block(folder, number))
+
+
+def _block(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / WORKING / f"block-{number}.npz"
+
+
+def read_sums(folder: pathlib.Path, blocks: int) -> Iterator[Sums]:
+    """The sums of all blocks, in order."""
+    for number in range(blocks):
+        with np.load(_block(folder, number)) as members:
+            yield dict(members)
+
+
+def write_sums(
+    directory: RunDirectory,
+    work: Run,
+    settings: measuring.Measuring,
+    blanks: list[tuple[np.ndarray, np.ndarray]],
+    blocks: int,
+) -> None:
+    """contributions.npz, prototype_features.npz and ledger.npz, from the sums of all blocks.
+
+    Args:
+      directory: of the run.
+      work: the same, to read from.
+      settings: what was measured.
+      blanks: T results of `blank_parts`.
+      blocks: how many there are.
+    """
+    folder, totals = directory.partial(STEP), {}
+    for sums in read_sums(folder, blocks):
+        add(totals, sums)
+
+    def stacked(name, count):
+        return np.stack([totals[f"{name} {t}"] for t in range(count)])
+
+    steps, labels = len(work.steps), work.dataset.labels
+    counts = np.maximum(np.bincount(labels, minlength=len(work.dataset.class_names)), 1)
+    samples = counts[:, None, None]
+    assignments = np.load(folder / "assignments.npy", mmap_mode="r")
+    mean, std = moments_of(stacked("contribution", steps), stacked("contribution_square", steps), samples)
+    biases, evidence = zip(*blanks, strict=True)
+    np.savez(
+        folder / "contributions.npz",
+        mean=np.float32(mean),
+        std=np.float32(std),
+        bias=np.stack(biases),
+        completeness_error=stacked("largest_error", steps),
+        blank=np.float32(blank_contributions(evidence, assignments, labels, counts, settings.num_prototypes)),
+    )
+    if settings.ledger:
+        h, w, _ = work.model.feature_shape
+        locations = np.bincount(np.ravel(assignments), minlength=settings.num_prototypes)
+        np.savez(
+            folder / "prototype_features.npz",
+            counts=locations.astype(np.int64),
+            sums=np.float32(stacked("features", steps) * h * w),
+        )
+        np.savez(folder / "ledger.npz", **ledger_members(stacked, steps, counts))
+
+
+def ledger_members(stacked: Callable[[str, int], np.ndarray], steps: int, counts: np.ndarray) -> Sums:
+    """The members of ledger.npz (DESIGN section 4).
+
+    Args:
+      stacked: from a name and a number of intervals or checkpoints to sums over all samples.
+      steps: T.
+      counts: int `[M]`, samples of each class, at least 1.
+    """
+    samples, members = counts[:, None, None], {}
+    for name in ("seeing", "weighing"):
+        mean, std = moments_of(stacked(name, steps - 1), stacked(f"{name}_square", steps - 1), samples)
+        members |= {name: np.float32(mean), f"{name}_error": np.float32(std / np.sqrt(samples))}
+    missed, whole = (stacked(name, steps - 2) if steps > 2 else np.zeros(0) for name in ("coarse_missed", "coarse"))
+    return members | {
+        "bias": np.float32(stacked("bias", steps - 1) / counts[:, None]),
+        "residual": stacked("largest_residual", steps - 1),
+        "largest_logit": stacked("largest_logit", steps - 1),
+        "path_difference": np.divide(missed, whole, out=np.zeros_like(missed), where=whole > 0),
+        "path_error": stacked("path_error", steps) / counts.sum(),
+    }
+
+
+def moments_of(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and population standard deviation, from sums and sums of squares over so many samples."""
+    mean = first / counts
+    return mean, np.sqrt(np.maximum(second / counts - mean**2, 0))
+
+
+def blank_parts(checkpoints: Checkpoints, t: int) -> tuple[np.ndarray, np.ndarray]:
+    """What belongs to no place `[M]`, and what each location of the blank image contributes `[h, w, M]`.
+
+    Of one checkpoint. Computed by all processes, as everything on the device is.
+    """
+    model, variables = checkpoints.model, checkpoints.variables(t)
+    bias = measuring.batch_bias(model, variables)
+    return fetch((bias, measuring.blank_evidence(model, variables, checkpoints.blanks[t])))
+
+
+def blank_contributions(
+    evidence: Sequence[np.ndarray],
+    assignments: np.ndarray,
+    labels: np.ndarray,
+    counts: np.ndarray,
+    num_prototypes: int,
+) -> np.ndarray:
+    """What a blank image would contribute at the places of each prototype, mean over each class: `[T, M, K, M]`.
+
+    Args:
+      evidence: T times `[h, w, M]`, what each location of the blank image contributes.
+      assignments: int `[N, h, w]`.
+      labels: int `[N]`.
+      counts: int `[M]`, samples of each class, at least 1.
+      num_prototypes: K.
+    """
+    places = np.prod(assignments.shape[1:])
+    members = np.zeros((len(counts), num_prototypes, places))
+    for start in range(0, len(labels), ROWS_PER_BLOCK):
+        part = np.asarray(assignments[start : start + ROWS_PER_BLOCK], np.int64).reshape(-1, places)
+        flat = (labels[start : start + len(part), None] * num_prototypes + part) * places + np.arange(places)
+        members += np.bincount(flat.ravel(), minlength=members.size).reshape(members.shape)
+    share = members / counts[:, None, None]
+    return np.stack([share @ np.float64(each).reshape(places, -1) for each in evidence])
+
+
+def save_margins(directory: RunDirectory, work: Run, rows: Rows, settings: measuring.Measuring) -> None:
+    """pair_intensity.npy: the margin's intensity over the rows of the pair, if it was measured."""
+    if settings.pair:
+        folder = directory.partial(STEP)
+        chosen = np.flatnonzero(np.isin(work.dataset.labels, settings.pair))
+        np.save(folder / "pair_intensity.npy", np.asarray(rows.margin[:, chosen]))
