@@ -361,7 +361,7 @@ class TestMaxLocations:
 
     def test_minus_one_is_all(self, every, explained):
         """By default there are 4,096 a prototype, here more than there are at all."""
-        assert every.arrays("prototypes")["fitted_locations"] == 123 * 16
+        assert every.arrays("prototypes")["fitted_locations"] == len(run.dataset.labels) * 16
         for name in ("assignments", "intensity", "account"):
             np.testing.assert_array_equal(every.array(name), explained.array(name))
 
@@ -370,10 +370,12 @@ class TestMaxLocations:
         found = run.arrays("prototypes")
         assert found["fitted_locations"] == 200
         # All locations are assigned, and counted.
-        assert run.arrays("prototype_features")["counts"].sum() == 123 * 16
+        assert run.arrays("prototype_features")["counts"].sum() == len(run.dataset.labels) * 16
         assert (run.array("assignments") != every.array("assignments")).any()
         sample = fit.sample_of(run.dataset, run.model, 200, run.config.seed)
-        features = np.float64(run.model.features(run.variables(200), run.dataset.images)).reshape(-1, CHANNELS)
+        features = np.float64(run.model.features(run.variables(run.steps[-1]), run.dataset.images)).reshape(
+            -1, CHANNELS
+        )
         np.testing.assert_allclose(found["mean"], features[sample].mean(0), rtol=1e-4, atol=1e-6)
         assert found["inertia"] < every.arrays("prototypes")["inertia"]
         plain_ledger.check_adds_up(run)
