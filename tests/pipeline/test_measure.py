@@ -139,7 +139,7 @@ def test_stopped_it_goes_on_and_ends_equal(explained, whole, tmp_path, monkeypat
 
     monkeypatch.setattr(measure, "measure_block", noted)
     make(folder, explained)
-    assert measured == [start for number, start in enumerate(range(0, 123, 40)) if number >= (done or 0)]
+    assert measured == [start for number, start in enumerate(range(0, 111, 40)) if number >= (done or 0)]
     assert differing(folder, whole) == []
     assert leftovers(folder) == []
 
@@ -286,7 +286,7 @@ def explain(model, checkpoints, data, folder, **settings):
 @pytest.mark.parametrize("count", [2, 3])
 def test_as_few_checkpoints_as_there_can_be(data, tmp_path, count):
     run = explain(PLAIN, CHECKPOINTS[:count], data, tmp_path / "run")
-    assert run.array("account").shape == (count - 1, 123, 5)
+    assert run.array("account").shape == (count - 1, 111, 5)
     assert run.arrays("ledger")["path_difference"].shape == (count - 2,)
     assert (run.path / "report.html").exists()
     plain_ledger.check_adds_up(run)
@@ -361,7 +361,7 @@ class TestMaxLocations:
 
     def test_minus_one_is_all(self, every, explained):
         """By default there are 4,096 a prototype, here more than there are at all."""
-        assert every.arrays("prototypes")["fitted_locations"] == len(run.dataset.labels) * 16
+        assert every.arrays("prototypes")["fitted_locations"] == 111 * 16
         for name in ("assignments", "intensity", "account"):
             np.testing.assert_array_equal(every.array(name), explained.array(name))
 
