@@ -17,14 +17,16 @@ HYPHENS, CONTROL = "a-b & 'c'", "bell\x07 \u202eright\u2028 100 %"
 NAMES = (SCRIPT, "1", "2", "3", "4", "5", HYPHENS, CONTROL, "8", "9")
 # As in experiments/tools/kill_and_resume.py: small, but prototypes waver and samples are left out.
 CONFIG = {
-    "train": {"epochs": 8, "learning_rate": 0.02, "batch_size": 32, "num_checkpoints": 8, "resume_every": 30},
-    "data": {"max_train": 400, "augment": "none"},
+    "train": {"epochs": 8, "learning_rate": 0.02, "batch_size": 32, "num_checkpoints": 8, "resume_every": 30}
+    | {"weight_decay": 1e-4},
+    "data": {"max_train": 400, "augment": "none", "validation": 0.1},
     "model": {"width": 4},
     "explain": {"num_prototypes": 8, "pca_dims": 4, "restarts": 1, "max_pairs": 1},
     "refine": {
         "pair": (HYPHENS, CONTROL),
         "seeds": 2,
         "max_left_out": 0.9,
+        "learning_rate": 3e-4,
         "strategies": ("full", "curated", "random", "full>full", "curated>full", "random>full"),
     },
 }

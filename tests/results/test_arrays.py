@@ -30,6 +30,7 @@ def evidence_files(**changed):
             "std": np.zeros((T, M, K, M), np.float32),
             "bias": np.zeros((T, M), np.float32),
             "completeness_error": np.zeros(T),
+            "blank": np.zeros((T, M, K, M), np.float32),
         },
         "validation.npz": held_out,
         "test.npz": held_out,

@@ -195,6 +195,7 @@
   // Accounts, in whole thousandths, so that what is shown adds up.
   const plain = (thousandths) => number(thousandths / 1000, 3);
   const moved = (thousandths) => signed(thousandths / 1000, 3);
+  const othersOf = (count) => (count === 0 ? "rounding" : count === 1 ? "1 other prototype" : `${count} other prototypes`);
   const total = (values) => values.reduce((sum, value) => sum + value, 0);
   const differences = (values) => values.slice(1).map((value, t) => value - values[t]);
   // A table whose rows in `sums` are sums: set off by a line.
@@ -212,7 +213,7 @@
     const rows = [
       [`${what} before`, ...confidence.slice(0, last).map(plain), plain(confidence[0])],
       ...course.prototypes.map((k, place) => [el("span", {}, "prototype ", to.prototype(k)), ...all(course.changes[place])]),
-      [`${course.others} other prototypes` + (course.bias ? "" : " and what belongs to no place"), ...all(course.rest)],
+      [othersOf(course.others) + (course.bias ? "" : " and what belongs to no place"), ...all(course.rest)],
       ...(course.bias ? [["what belongs to no place", ...all(course.bias)]] : []),
       [`${what} after`, ...confidence.slice(1).map(plain), plain(confidence[last])],
     ];
@@ -255,14 +256,14 @@
       moved(each.change), number(each.error / 1000, 4), moved(each.seeing), moved(each.weighing),
       each.taken === 0 ? "–" : el("span", {}, each.taken > 0 ? "taken from " : "given to ", to.class(each.rival), ` ${plain(Math.abs(each.taken))}`),
     ]);
-    const entries = [...named.map((each) => ["prototype " + each.prototype, each.change]), [`${others} others`, rest], [NOWHERE, bias]];
+    const entries = [...named.map((each) => ["prototype " + each.prototype, each.change]), [othersOf(others), rest], [NOWHERE, bias]];
     const empty = ["", "", "", ""];
     const near = blank.filter(([k]) => named.some((each) => each.prototype === k));
     return [
       el("p", { class: "lead" }, `Between step ${steps[t]} and ${steps[t + 1]} confidence in ${quoted(c)} ${change < 0 ? "fell" : "rose"} by ${plain(Math.abs(change))}: from ${plain(before)} to ${plain(after)}, on average over its own training images.`),
       ledgerTable("Entries of the interval", ["", "change", "standard error", "seen", "weighed", "mostly"], [
         [`confidence at step ${steps[t]}`, plain(before), ...empty], ...rows,
-        [`${others} other prototypes`, moved(rest), ...empty], ["what belongs to no place", moved(bias), ...empty],
+        [othersOf(others), moved(rest), ...empty], ["what belongs to no place", moved(bias), ...empty],
         [`confidence at step ${steps[t + 1]}`, plain(after), ...empty]], [0, rows.length + 3]),
       near.length ? el("p", { class: "how" }, `Beside a blank image: at the last checkpoint, in the logit of ${quoted(c)}, `, list(near.map(([k, own, of]) => `prototype ${k} adds ${signed(own)}, and the same places of a blank image ${signed(of)}`)), ". Where the blank image has much, it is not only what the images show that counts.") : null,
       plot("waterfall", waterfallRows(entries, change), `What was added to the confidence in ${quoted(c)} from step ${steps[t]} to ${steps[t + 1]}: orange raised it, blue lowered it; the last bar is the sum.`, entries.length + 1),
