@@ -22,7 +22,18 @@ def evidence_files(**changed):
     """The files of the step `evidence`, in which everything is as it should be but for what is changed."""
     confidence = np.full((T, N, M), 0.5, np.float32)
     held_out = {"labels": np.zeros(N, np.int32), "confidence": confidence}
+    by_interval = np.zeros((T - 1, M, K, M), np.float32)
     files = {
+        "assignments.npy": np.zeros((N, 2, 2), np.int16),
+        "account.npy": np.zeros((T - 1, N, K + 1), np.float32),
+        "ledger.npz": {
+            **dict.fromkeys(("seeing", "weighing", "seeing_error", "weighing_error"), by_interval),
+            "bias": np.zeros((T - 1, M, M), np.float32),
+            **dict.fromkeys(("residual", "largest_logit"), np.zeros(T - 1)),
+            "path_difference": np.zeros(T - 2),
+            "path_error": np.zeros(T),
+        },
+        "prototype_features.npz": {"counts": np.ones(K, np.int64), "sums": np.zeros((T, K, 6), np.float32)},
         "intensity.npy": np.ones((T, N, K), np.float32),
         "confidence.npy": confidence,
         "contributions.npz": {
