@@ -256,8 +256,10 @@ def test_variables_are_read_once_a_batch(explained, monkeypatch):
     variables = run.variables
     run.variables = lambda step: read.append(step) or variables(step)
     checkpoints = measure.prepare(run, measuring.Measuring(4))
+    first, *others = itertools.islice(measure.batches(run.dataset, 40), 3)
+    measure.measure_batch(checkpoints, first)
     read.clear()
-    for batch in itertools.islice(measure.batches(run.dataset, 40), 2):
+    for batch in others:
         measure.measure_batch(checkpoints, batch)
     assert read == [*reversed(STEPS)] * 2
 
@@ -354,11 +356,13 @@ def check_flat(run):
                 np.testing.assert_allclose(run.arrays("ledger")[name][t, label], expected, rtol=1e-3, atol=1e-5)
 
 
-class TestMaxLocations:
-    @pytest.fixture(scope="class")
-    def every(self, data, tmp_path_factory):
-        return explain(PLAIN, CHECKPOINTS, data, tmp_path_factory.mktemp("every") / "run", max_locations=-1)
+@pytest.fixture(scope="module")
+def every(data, tmp_path_factory):
+    """A run fitted on all locations."""
+    return explain(PLAIN, CHECKPOINTS, data, tmp_path_factory.mktemp("every") / "run", max_locations=-1)
 
+
+class TestMaxLocations:
     def test_minus_one_is_all(self, every, explained):
         """By default there are 4,096 a prototype, here more than there are at all."""
         assert every.arrays("prototypes")["fitted_locations"] == 123 * 16
