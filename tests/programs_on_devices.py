@@ -53,7 +53,11 @@ def measured(model, variables, dataset, rng):
     """What two checkpoints take from prototypes, and the ledger; rows that another process writes stay NaN."""
     h, w, d = model.feature_shape
     count, classes = len(dataset.labels), len(dataset.class_names)
-    held = distributed.replicate([variables, drawn(model, SEED + 1)])
+    # Biases that do not stay 0.
+    other = jax.tree.map(
+        lambda leaf: leaf + rng.uniform(-0.1, 0.1, leaf.shape).astype(np.float32), drawn(model, SEED + 1)
+    )
+    held = distributed.replicate([variables, other])
     pca = prototypes.Pca(rng.uniform(size=d), np.eye(d)[:4], np.zeros(4))
     shared = pca, rng.normal(size=(PROTOTYPES, 4)), rng.uniform(0, 1, (1, h, w, d))
     pca, centroids, blank = distributed.replicate(jax.tree.map(np.float32, shared))
@@ -100,7 +104,7 @@ def clustered(model, variables, dataset, rng):
             moments = prototypes.moments_add(moments, rows, weights)
     pca = prototypes.pca(moments, 4)
     points, centroids = (rng.normal(size=shape).astype(np.float32) for shape in (POINTS, (PROTOTYPES, POINTS[1])))
-    blocks = stage_prototypes.blocks(points)
+    blocks = list(stage_prototypes.blocks(points))
     step = prototypes.lloyd(*zip(*blocks, strict=True), centroids, max_iterations=1, threshold=0)
     nearest = np.concatenate([distributed.fetch(prototypes.assign(block, centroids)) for block, _ in blocks])
     return {

@@ -5,7 +5,6 @@ block it was at, and ends with equal files, because blocks are added up in their
 devices.
 """
 
-import functools
 import hashlib
 import os
 import pathlib
@@ -166,8 +165,7 @@ def variables_of(work: Run) -> Callable[[int], Variables]:
     leaves = jax.tree.leaves(work.abstract_variables)
     size = sum(np.prod(leaf.shape, dtype=np.int64) * leaf.dtype.itemsize for leaf in leaves)
     if size * len(work.steps) > DEVICE_VARIABLES:
-        # The ledger of an interval asks for those before it and those after it.
-        return functools.lru_cache(maxsize=2)(lambda t: work.variables(work.steps[t]))
+        return lambda t: work.variables(work.steps[t])
     held = [work.variables(step) for step in work.steps]
     return held.__getitem__
 
@@ -263,19 +261,22 @@ def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[ja
     model, settings = checkpoints.model, checkpoints.settings
     images, labels, mask = shard((batch.images, batch.labels, batch.mask))
     last = len(checkpoints.blanks) - 1
-    features = measuring.batch_features(model, checkpoints.variables(last), images)
+    # Each is asked for once: it may have to be read.
+    variables, after = checkpoints.variables(last), None
+    features = measuring.batch_features(model, variables, images)
     places = measuring.assign_locations(checkpoints.pca, checkpoints.centroids, features)
     taken, accounts = [None] * (last + 1), [None] * last
     sums: dict[str, jax.Array] = {}
     for t in reversed(range(last + 1)):
-        variables, blank = checkpoints.variables(t), checkpoints.blanks[t]
+        blank = checkpoints.blanks[t]
         if t < last:
+            variables, after = checkpoints.variables(t), variables
             features = measuring.batch_features(model, variables, images)
         taken[t] = measuring.take(model, settings, variables, features, labels, places, blank)
         if settings.ledger and t < last:
             accounts[t] = measuring.account(
                 model,
-                (variables, checkpoints.variables(t + 1)),
+                (variables, after),
                 (blank, checkpoints.blanks[t + 1]),
                 (taken[t].end, taken[t + 1].end),
                 places,
