@@ -54,6 +54,11 @@ _KEEP = flags.DEFINE_bool("keep", False, "Keep the folders of trials that differ
 
 def differing(one: pathlib.Path, other: pathlib.Path) -> list[str]:
     """What differs between two run directories, time and memory apart: files, members of .npz files, weights."""
+    return differing_files(one, other) + _differing_weights(one, other)
+
+
+def differing_files(one: pathlib.Path, other: pathlib.Path) -> list[str]:
+    """`differing` but for the weights."""
     names = {file.name for folder in (one, other) for file in folder.iterdir()}
     found = []
     for name in sorted(names - {"checkpoints"}):
@@ -71,7 +76,7 @@ def differing(one: pathlib.Path, other: pathlib.Path) -> list[str]:
             found += [] if left == right else [name]
         else:
             found += [] if (one / name).read_bytes() == (other / name).read_bytes() else [name]
-    return found + _differing_weights(one, other)
+    return found
 
 
 def _differing_members(name, one, other):

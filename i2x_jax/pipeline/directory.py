@@ -350,10 +350,13 @@ def _remove(path):
 def _kept(path, dtype, shape):
     """A .npy file that is there already, mapped for writing; None if it is not what is wanted."""
     try:
-        array = np.lib.format.open_memmap(path, mode="r+")
+        # To be written to, a file that was cut off would be filled up with zeros without a word.
+        array = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError):
         return None
-    return array if (array.dtype, array.shape) == (np.dtype(dtype), tuple(shape)) else None
+    if (array.dtype, array.shape) != (np.dtype(dtype), tuple(shape)):
+        return None
+    return np.lib.format.open_memmap(path, mode="r+")
 
 
 def _unusable(path, error):

@@ -9,7 +9,7 @@ import pytest
 from own_networks import CHANNELS, CHECKPOINTS, CLASSES, PLAIN, SETTINGS, STEPS, plain_features, weights
 
 import i2x_jax
-from experiments.tools.kill_and_resume import differing
+from experiments.tools.kill_and_resume import differing_files
 from i2x_jax import Run
 from i2x_jax.config import InputError
 from i2x_jax.devices.mesh import replicate
@@ -140,7 +140,7 @@ def test_stopped_it_goes_on_and_ends_equal(explained, whole, tmp_path, monkeypat
     monkeypatch.setattr(measure, "measure_block", noted)
     make(folder, explained)
     assert measured == [start for number, start in enumerate(range(0, 111, 40)) if number >= (done or 0)]
-    assert differing(folder, whole) == []
+    assert differing_files(folder, whole) == []
     assert leftovers(folder) == []
 
 
@@ -152,7 +152,7 @@ def test_stopped_again_and_again(explained, whole, tmp_path, monkeypatch):
             with pytest.raises(Stopped):
                 make(folder, explained)
     make(folder, explained)
-    assert differing(folder, whole) == []
+    assert differing_files(folder, whole) == []
     assert leftovers(folder) == []
 
 
@@ -178,7 +178,7 @@ def test_what_was_left_may_be_deleted(explained, whole, tmp_path, monkeypatch, l
         with pytest.raises(Stopped):
             make(folder, explained)
     make(folder, explained)
-    assert differing(folder, whole) == []
+    assert differing_files(folder, whole) == []
 
 
 @pytest.mark.parametrize("share", [0, 0.5])
@@ -187,7 +187,7 @@ def test_what_was_left_may_be_cut_off(explained, whole, tmp_path, monkeypatch, s
     with (folder / PARTIAL / "confidence.npy").open("r+b") as file:
         file.truncate(int(file.seek(0, 2) * share))
     make(folder, explained)
-    assert differing(folder, whole) == []
+    assert differing_files(folder, whole) == []
 
 
 def test_blocks_of_other_prototypes_do_not_count(explained, tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_blocks_of_other_prototypes_do_not_count(explained, tmp_path, monkeypatc
     shutil.copy(folder / "prototypes.npz", fresh)
     for each in (folder, fresh):
         make(each, explained)
-    assert differing(folder, fresh) == []
+    assert differing_files(folder, fresh) == []
 
 
 def test_blocks_of_other_checkpoints_do_not_count(explained, tmp_path, monkeypatch):
@@ -213,7 +213,7 @@ def test_blocks_of_other_checkpoints_do_not_count(explained, tmp_path, monkeypat
     shutil.rmtree(fresh / PARTIAL)
     for each in (folder, fresh):
         make(each, explained)
-    assert differing(folder, fresh) == []
+    assert differing_files(folder, fresh) == []
 
 
 def test_blocks_of_another_size_do_not_count(explained, tmp_path, monkeypatch):
@@ -222,7 +222,7 @@ def test_blocks_of_another_size_do_not_count(explained, tmp_path, monkeypatch):
     fresh = bare(explained, tmp_path / "fresh")
     for each in (folder, fresh):
         make(each, explained)
-    assert differing(folder, fresh) == []
+    assert differing_files(folder, fresh) == []
 
 
 def test_what_cannot_be_used_any_more_is_removed(explained, whole, tmp_path):
@@ -233,21 +233,21 @@ def test_what_cannot_be_used_any_more_is_removed(explained, whole, tmp_path):
     (folder / ".tmp-prototypes").mkdir()
     make(folder, explained)
     assert leftovers(folder) == []
-    assert differing(folder, whole) == []
+    assert differing_files(folder, whole) == []
 
 
 def test_a_file_where_the_folder_belongs_is_replaced(explained, whole, tmp_path):
     folder = bare(explained, tmp_path / "run")
     (folder / PARTIAL).write_text("")
     make(folder, explained)
-    assert differing(folder, whole) == []
+    assert differing_files(folder, whole) == []
 
 
 def test_variables_that_do_not_fit_are_read_in_turn(explained, whole, tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "DEVICE_VARIABLES", 0)
     folder = bare(explained, tmp_path / "run")
     make(folder, explained)
-    assert differing(folder, whole) == []
+    assert differing_files(folder, whole) == []
 
 
 def test_variables_are_read_once_a_batch(explained, monkeypatch):
@@ -354,11 +354,13 @@ def check_flat(run):
                 np.testing.assert_allclose(run.arrays("ledger")[name][t, label], expected, rtol=1e-3, atol=1e-5)
 
 
-class TestMaxLocations:
-    @pytest.fixture(scope="class")
-    def every(self, data, tmp_path_factory):
-        return explain(PLAIN, CHECKPOINTS, data, tmp_path_factory.mktemp("every") / "run", max_locations=-1)
+@pytest.fixture(scope="module")
+def every(data, tmp_path_factory):
+    """A run fitted on all locations."""
+    return explain(PLAIN, CHECKPOINTS, data, tmp_path_factory.mktemp("every") / "run", max_locations=-1)
 
+
+class TestMaxLocations:
     def test_minus_one_is_all(self, every, explained):
         """By default there are 4,096 a prototype, here more than there are at all."""
         assert every.arrays("prototypes")["fitted_locations"] == 111 * 16

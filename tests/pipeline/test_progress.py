@@ -21,7 +21,7 @@ BARS = {
     "training": "3.33k image",
     "features": "394 image",
     "clustering, at most": "1.27M location",
-    "held-out images": "4.53k image",
+    "held-out images": "4528 image",
     "evidence": "394 image",
     "grouping": "7 interval",
     "mapping": "7 interval",

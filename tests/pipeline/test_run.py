@@ -109,6 +109,23 @@ def opened(finished):
     return Run(finished)
 
 
+@pytest.fixture(scope="module")
+def plain(opened):
+    """Every checkpoint, as the plain ledger takes it."""
+    assignments, found = np.array(opened.array("assignments")), []
+    for step in opened.steps:
+        variables = opened.variables(step)
+        features = np.asarray(opened.model.features(variables, opened.dataset.images))
+        found.append(plain_ledger.checkpoint(features, assignments, K, *opened.model.linear_head(variables)))
+    return found
+
+
+@pytest.fixture(scope="module")
+def parts(plain):
+    """What the plain ledger says of every interval."""
+    return [plain_ledger.parts(*ends) for ends in itertools.pairwise(plain)]
+
+
 class TestFiles:
     def test_every_file_is_there_and_nothing_else(self, finished):
         expected = {name for _, names in STEPS.values() for name in names} | {
@@ -210,20 +227,6 @@ class TestRecomputed:
         assert (np.diff(counts) <= 0).all()
         np.testing.assert_allclose(found["inertia"], distances.min(1).sum(), rtol=1e-3)
         np.testing.assert_allclose(found["blank"], opened.dataset.images.mean((0, 1, 2)), rtol=1e-6)
-
-    @pytest.fixture(scope="class")
-    def plain(self, opened):
-        """Every checkpoint, as the plain ledger takes it."""
-        assignments, found = np.array(opened.array("assignments")), []
-        for step in opened.steps:
-            variables = opened.variables(step)
-            features = np.asarray(opened.model.features(variables, opened.dataset.images))
-            found.append(plain_ledger.checkpoint(features, assignments, K, *opened.model.linear_head(variables)))
-        return found
-
-    @pytest.fixture(scope="class")
-    def parts(self, plain):
-        return [plain_ledger.parts(*ends) for ends in itertools.pairwise(plain)]
 
     def test_accounts_and_ledger_add_up(self, opened):
         plain_ledger.check_adds_up(opened)
