@@ -325,10 +325,9 @@ def add(totals: Sums, sums: Mapping[str, Any]) -> None:
     """Adds sums to totals, in float64; of `largest_` the larger stays, and sums by class become two."""
     for name, value in sums.items():
         if isinstance(value, measuring.ClassSums):
-            what, _, number = name.partition(" ")
-            scale = np.float64(value.scale)
+            what, scale = name.partition(" ")[0], np.float64(value.scale)
             _add(totals, name, scale * value.total)
-            _add(totals, f"{what}_square {number}", scale**2 * value.squares)
+            _add(totals, name.replace(what, f"{what}_square"), scale**2 * value.squares)
         else:
             _add(totals, name, value)
 
