@@ -40,7 +40,7 @@ def test_it_is_valid_and_states_what_differs_from_the_defaults_and_no_more(path)
     settings, defaults = settings_of(path), to_dict(Config())
     made = to_dict(from_config_dict(settings))
     for group, members in settings.items():
-        assert members.keys() == {key for key, value in made[group].items() if value != defaults[group][key]}
+        assert set(members.keys()) == {key for key, value in made[group].items() if value != defaults[group][key]}
     assert {group for group in made if made[group] != defaults[group]} == set(settings.keys())
 
 

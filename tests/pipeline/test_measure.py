@@ -22,8 +22,8 @@ from i2x_jax.results.files import STEPS as ALL_STEPS
 from i2x_jax.training.checkpoints import Checkpoints
 from tests import plain_ledger
 
-# Of 123 samples: four blocks, the last one not full.
-ROWS_PER_BLOCK = 40
+# Of 111 samples: four blocks, the last one not full.
+ROWS_PER_BLOCK = 36
 MADE = ("prototypes", "evidence")
 PARTIAL = ".partial-evidence"
 
@@ -139,7 +139,7 @@ def test_stopped_it_goes_on_and_ends_equal(explained, whole, tmp_path, monkeypat
 
     monkeypatch.setattr(measure, "measure_block", noted)
     make(folder, explained)
-    assert measured == [start for number, start in enumerate(range(0, 111, 40)) if number >= (done or 0)]
+    assert measured == [start for number, start in enumerate(range(0, 111, 36)) if number >= (done or 0)]
     assert differing_files(folder, whole) == []
     assert leftovers(folder) == []
 
