@@ -639,11 +639,12 @@ def interval_of(values):
     return {"mean": values.mean(), "low": low, "high": high}
 
 
-def refinement(run, confusions, left_out):
+def refinement(run, confusions, curated):
     """refinement.json from the confusion matrices [M][M] of every seed, by strategy that was run.
 
-    `left_out` are the rows left out by the curation.
+    `curated` is what `curated` says of the run's own pair.
     """
+    left_out = curated["left_out"]
     pair = refined_pair(run)
     test = np.load(run.folder / "test.npz")
     before = confusion_matrix(test["labels"], test["confidence"][-1].argmax(1), labels=list(run.classes))
@@ -671,7 +672,9 @@ def refinement(run, confusions, left_out):
                 )
     return {
         "schema": 1,
+        "settings": run.settings["refine"],
         "pair": [run.names[c] for c in pair],
+        "curated": {name: list(curated[name]) for name in ("prototypes", "scores", "left_out", "skipped")},
         "seeds": run.settings["refine"]["seeds"],
         "before": outcome(before, run.names, pair),
         "strategies": table,

@@ -305,6 +305,5 @@ def test_the_refinement_of_a_finished_run(finished):
     written = json.loads((finished.folder / "refinement.json").read_text())
     confusions = {name: [seed["confusion"] for seed in entry["seeds"]] for name, entry in written["strategies"].items()}
     assert {len(seeds) for seeds in confusions.values()} == {finished.run.settings["refine"]["seeds"]}
-    left_out = finished.curated["left_out"]
-    assert len(left_out)
-    check_json(written, reference.refinement(finished.run, confusions, left_out))
+    assert len(finished.curated["left_out"])
+    check_json(written, reference.refinement(finished.run, confusions, finished.curated))
