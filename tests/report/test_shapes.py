@@ -20,7 +20,7 @@ from i2x_jax.explanation.types import (
 )
 from i2x_jax.models.places import Places, Span
 from i2x_jax.report import contact_sheet, examples, gallery
-from i2x_jax.results import pictures
+from i2x_jax.results import pictures, story
 from i2x_jax.results.files import CONTACT_SHEET, REPORT
 
 # Height and width of images; all but the square ones stopped the contact sheet.
@@ -67,7 +67,22 @@ def fake_run(shape, channels=1, prototypes=3, classes=2, count=12, checkpoints=3
         intervals=(),
     )
     images = rng.integers(0, 256, (count, *shape, channels)).astype(np.uint8)
+
+    def told(row):
+        seen = story.Seen(
+            split="train",
+            image=row,
+            label=int(labels[row]),
+            confidence=confidence[:, row],
+            intensity=arrays["intensity"][:, row],
+            assignments=arrays["assignments"][row],
+            measure=None,
+            row=None,
+        )
+        return story.tell(seen, names, np.arange(checkpoints), archives["curated"])
+
     return types.SimpleNamespace(
+        story=told,
         explanation=explanation,
         dataset=types.SimpleNamespace(images=images, labels=labels),
         steps=np.arange(checkpoints),
