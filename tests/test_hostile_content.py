@@ -383,10 +383,9 @@ def test_strangers_among_the_checkpoints(workdir):
     assert all(directory.complete(step) for step in STEPS)
     step = run.steps[-1]
     assert run.variables(step)["params"]
-    with pytest.raises(InputError, match=r"checkpoint .*12345 cannot be read"):
-        run.variables(12345)
-    with pytest.raises(InputError, match=r"checkpoint .*77 does not exist"):
-        run.variables(77)
+    for stranger in (12345, 77):
+        with pytest.raises(InputError, match=f"no checkpoint at step {stranger}; allowed: 0, "):
+            run.variables(stranger)
     assert all((workdir / CHECKPOINTS / name).is_dir() for name in STRANGERS)
 
 
