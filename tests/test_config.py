@@ -151,7 +151,7 @@ def test_floats_must_be_finite(key, value):
         ("train.resume_every", 0, -1),
         ("explain.num_prototypes", 2, 1),
         ("explain.pca_dims", 1, 0),
-        ("explain.max_locations", 0, -1),
+        ("explain.max_locations", -1, -2),
         ("explain.restarts", 1, 0),
         ("explain.min_cluster_size", 0, -1),
         ("explain.min_samples", 1, 0),

@@ -321,7 +321,7 @@ class TestDamage:
             ("explanation.json", ()),
             ("refinement.json", ()),
             ("prototypes.npz", LATER),
-            ("assignments.npy", ("evidence", *LATER)),
+            ("assignments.npy", LATER),
             ("intensity.npy", LATER),
             ("confidence.npy", LATER),
             ("validation.npz", LATER),

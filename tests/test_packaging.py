@@ -21,7 +21,7 @@ MODULES = {
     **{"vl_convert": "vl-convert-python", "tensorflow_datasets": "tensorflow-datasets"},
 }
 # Imported by others: by TensorFlow Datasets, and by what stands under experiments/.
-UNNAMED = {"importlib-resources", "captum", "torch"}
+UNNAMED = {"importlib-resources", "captum", "torch", "ml-collections"}
 
 
 def stated(lines):

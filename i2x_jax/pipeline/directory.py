@@ -184,7 +184,8 @@ class RunDirectory:
         Args:
           step: of `STEPS`.
           keep: a text that says what the files are made from. Given one, the folder is left for a later process if this
-            one is stopped, and the step goes on from what is in it; unless that was made from something else.
+            one is stopped, and the step goes on from what is in it; unless that was made from something else. Nothing is
+            left where something that was given cannot be used, or the disk is full.
 
         Raises:
           InputError: a file that would be refused when it is read; none gets its name.
@@ -203,14 +204,18 @@ class RunDirectory:
             yield folder
             steps = self.path / "steps.npy"
             refuse_unreadable(folder, read_array(steps, {}).tolist() if steps.exists() else ())
-            if keep:
-                # From here on everything is made: whoever comes next need only move it.
-                folder = folder.rename(self._ready(step))
-            self._move(step, folder)
-        except BaseException:
-            if not keep:
+        except BaseException as error:
+            if not keep or isinstance(error, (InputError, OSError)):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
+        if keep:
+            # From here on everything is made: whoever comes next need only move it.
+            folder = folder.rename(self._ready(step))
+        try:
+            self._move(step, folder)
+        finally:
+            if not keep:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _move(self, step, folder):
         """Moves the files of a folder to their place; those not there any more have been moved before."""

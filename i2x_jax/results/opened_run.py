@@ -550,7 +550,8 @@ class Run:
         classes = self.explanation.classes
         if not self.has_ledger or not self.explanation.pairs:
             return None
-        a, b = pair or (self.explanation.pairs[0].a, self.explanation.pairs[0].b)
+        told = self.explanation.pair(*pair) if pair else self.explanation.pairs[0]
+        a, b = told.a, told.b
         labels, confidence = np.asarray(self.array("labels")), self.array("confidence")
         first, second = classes.index(a), classes.index(b)
         if not ((labels == first).any() and (labels == second).any()):
