@@ -12,6 +12,7 @@ from i2x_jax.results.files import CHECKPOINTS, REFINEMENT, REPORT
 
 SETTINGS = {
     "train": {"epochs": 2, "batch_size": 16, "num_checkpoints": 3, "learning_rate": 0.01},
+    "data": {"validation": 0.1},
     "model": {"width": 4},
     "explain": {"num_prototypes": 4, "pca_dims": 4, "restarts": 1, "max_pairs": 1, "batch_size": 64},
     "refine": {"seeds": 1, "strategies": ("full",)},

@@ -29,7 +29,8 @@ def check_promises(model: Model, variables: Any, images: np.ndarray) -> None:
       variables: of one checkpoint.
       images: uint8 `[N, H, W, C]`, of which a few all over are tried.
     """
-    tried = images[np.linspace(0, len(images) - 1, min(len(images), IMAGES_TRIED)).astype(int)]
+    count = images.shape[0]
+    tried = images[np.linspace(0, count - 1, min(count, IMAGES_TRIED)).astype(int)]
     variables = replicate(variables)
 
     def both():
