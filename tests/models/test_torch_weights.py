@@ -402,7 +402,7 @@ class TestInitFrom:
 @needs_torch
 class TestConvertTorch:
     def convert(self, *arguments):
-        command = [sys.executable, str(ROOT / "experiments" / "convert_torch.py"), *arguments]
+        command = [sys.executable, str(ROOT / "experiments" / "tools" / "convert_torch.py"), *arguments]
         return subprocess.run(command, capture_output=True, text=True)
 
     def test_a_state_dict(self, tmp_path):
