@@ -22,6 +22,9 @@ POINTS_PER_BLOCK_ELSEWHERE = 2**20
 # Locations a prototype that K-means is fitted on by default: its objective over all locations is then within half a
 # per cent of that of a fit on all (experiments/benchmarks/sampled_fit.py).
 LOCATIONS_PER_PROTOTYPE = 4096
+# Of K-means: nearly until no location changes its prototype. Stopped sooner, rounding, which differs with the number of
+# devices, decides at which iteration; and the sample is small enough.
+TOLERANCE = 1e-6
 # Bytes of feature vectors that are held in memory; more are in a file while they are needed.
 SAMPLE_BYTES = 2**30
 
@@ -172,7 +175,9 @@ def cluster(
       progress: as in `prototypes.kmeans`.
     """
     parts = zip(*blocks(points), strict=True)
-    found = prototypes.kmeans(*parts, num_prototypes, jax.random.key(seed), restarts=restarts, progress=progress)
+    found = prototypes.kmeans(
+        *parts, num_prototypes, jax.random.key(seed), restarts=restarts, tolerance=TOLERANCE, progress=progress
+    )
     return Clusters(np.asarray(found.centroids), found.inertia, found.iterations)
 
 
