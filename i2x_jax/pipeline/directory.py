@@ -184,8 +184,8 @@ class RunDirectory:
         Args:
           step: of `STEPS`.
           keep: a text that says what the files are made from. Given one, the folder is left for a later process if this
-            one is stopped, and the step goes on from what is in it; unless that was made from something else. Nothing is
-            left where something that was given cannot be used, or the disk is full.
+            one is stopped, and the step goes on from what is in it; unless that was made from something else. Where
+            something that was given cannot be used, or the disk is full, nothing is left.
 
         Raises:
           InputError: a file that would be refused when it is read; none gets its name.
