@@ -348,11 +348,10 @@ class TestRecomputed:
 
 # run.py with so few rows a block that there are ten.
 IN_BLOCKS = """
-from absl import app
-import run
+from i2x_jax.command import main
 from i2x_jax.pipeline import measure
 measure.ROWS_PER_BLOCK = 40
-app.run(run.main, flags_parser=run.parse)
+main()
 """
 
 
