@@ -268,27 +268,24 @@ def coarse_account(before: End, after: End, labels: jax.Array) -> jax.Array:
     return ledger.account_of(ledger.confidence_parts(parts, before.logits, after.logits), labels)
 
 
-@functools.partial(jax.jit, static_argnames="num_classes")
-def class_sums(values: jax.Array, labels: jax.Array, mask: jax.Array, num_classes: int | None = None) -> ClassSums:
+@jax.jit
+def class_sums(values: jax.Array, labels: jax.Array, mask: jax.Array) -> ClassSums:
     """Sums of `[B, K, M]` over the samples of each class, and of the squares: `[M, K, M]` each.
 
     Args:
       values: of the samples.
       labels: int32 `[B]`.
       mask: bool `[B]`, False for rows that do not count.
-      num_classes: M of the result's first axis, static; None for that of the last axis.
     """
     size = jnp.abs(values).max(where=mask[:, None, None], initial=0.0)
     # Within these bounds dividing by 1 changes no bit; beyond, what is small beside what is large is lost.
     scale = jnp.where((size > LARGEST_SQUARED) & jnp.isfinite(size), size, 1.0)
-    scaled, num_classes = values / scale, num_classes or values.shape[-1]
-    return ClassSums(
-        _by_class(scaled, labels, mask, num_classes), _by_class(scaled**2, labels, mask, num_classes), scale
-    )
+    scaled = values / scale
+    return ClassSums(_by_class(scaled, labels, mask), _by_class(scaled**2, labels, mask), scale)
 
 
-def _by_class(values, labels, mask, num_classes=None):
-    of_class = jax.nn.one_hot(labels, num_classes or values.shape[-1]) * mask[:, None]
+def _by_class(values, labels, mask):
+    of_class = jax.nn.one_hot(labels, values.shape[-1]) * mask[:, None]
     return jnp.einsum("bs,b...->s...", of_class, values, precision="highest")
 
 
