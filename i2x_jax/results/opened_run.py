@@ -375,7 +375,7 @@ class Run:
 
         Args:
           name: of the class.
-          interval: two neighbouring steps, such as (22, 63); None for all.
+          interval: two neighbouring steps, such as (22, 63) or `steps[4:6]`; None for all.
 
         Raises:
           InputError: an unknown class or interval, or a run that was made before there was a ledger.
@@ -384,6 +384,8 @@ class Run:
         if interval is None:
             return found
         intervals = {(each.from_step, each.to_step): each for each in found.intervals}
+        if isinstance(interval, np.ndarray):  # two of `steps`
+            interval = tuple(interval.tolist())
         if not isinstance(interval, (tuple, list)) or tuple(interval) not in intervals:
             allowed = ", ".join(map(str, intervals))
             raise InputError(f"unknown interval {asked.shown(interval)}; allowed: {allowed}; see .steps")

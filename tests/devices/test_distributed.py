@@ -452,12 +452,11 @@ class TestResumeBetweenCheckpoints:
         """Trains, perhaps not beyond a step, and returns the steps that training went on from."""
         starts, original = [], training.run_steps
 
-        def run_steps(*args):
-            start = args[8]
+        def run_steps(recipe, state, totals, dataset, start, *rest):
             if start == until:
                 raise Interrupted
             starts.append(start)
-            return original(*args)
+            return original(recipe, state, totals, dataset, start, *rest)
 
         settings = config.from_config_dict(
             {
