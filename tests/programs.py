@@ -3,6 +3,8 @@
 Programs compiled by one process are kept for the next.
 """
 
+import contextlib
+import fcntl
 import os
 import pathlib
 import re
@@ -11,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 from experiments.tools.kill_and_resume import SMALL
 from i2x_jax.results.files import STEPS
@@ -34,7 +37,25 @@ def environment(base: pathlib.Path) -> dict[str, str]:
     """For the children: the cache of compiled programs, one CPU device, and no word from this process."""
     kept = {key: value for key, value in os.environ.items() if key not in ("XLA_FLAGS", "TFDS_DATA_DIR")}
     cache = {name.upper(): str(value) for name, value in cache_settings(base).items()}
-    return kept | cache | {"JAX_PLATFORMS": "cpu"}
+    # What another process is just writing is compiled anew, with a warning.
+    quiet = {"PYTHONWARNINGS": "ignore:Error reading persistent compilation cache entry"}
+    return kept | cache | quiet | {"JAX_PLATFORMS": "cpu"}
+
+
+@contextlib.contextmanager
+def one_at_a_time(base: pathlib.Path, name: str) -> Iterator[None]:
+    """Of all processes of this session one is inside, for that name; the others wait."""
+    with (base / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def made_once(base: pathlib.Path, name: str, make: Callable[[], None]) -> None:
+    """Calls `make`, which leaves files, unless a process of this session has done so, or is about to."""
+    with one_at_a_time(base, name):
+        if not (base / f"{name}.made").exists():
+            make()
+            (base / f"{name}.made").touch()
 
 
 def command(workdir: pathlib.Path, *more: str) -> list[str]:

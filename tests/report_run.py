@@ -10,6 +10,7 @@ from i2x_jax.config import from_config_dict
 from i2x_jax.data import sources
 from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.results.files import STAGES
+from tests.programs import one_at_a_time
 
 SCRIPT = "<script>alert(1)</script>"
 # Markup, a name with what separates names in a link, and control characters with one that turns text round.
@@ -45,5 +46,6 @@ def run_stages(workdir: pathlib.Path, *stages: str) -> Run:
 
 @functools.cache
 def report_run(base: pathlib.Path) -> Run:
-    """The finished run below a folder; every module that asks with the same folder shares it."""
-    return run_stages(base / "report_run")
+    """The finished run below a folder; every module that asks with the same folder shares it, in whatever process."""
+    with one_at_a_time(base, "report_run"):
+        return run_stages(base / "report_run")

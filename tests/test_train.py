@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from helpers import one_line, planted
+from programs import one_at_a_time
 
 import i2x_jax
 from i2x_jax import InputError, Run
@@ -22,7 +23,8 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def trained(base, data):
     """Not to be changed."""
-    return i2x_jax.train(data, SETTINGS, base / "trained")
+    with one_at_a_time(base, "trained"):
+        return i2x_jax.train(data, SETTINGS, base / "trained")
 
 
 def test_a_run_like_any_other(trained, data):

@@ -13,7 +13,7 @@ import jax
 import jsonschema
 import numpy as np
 import pytest
-from programs import ROOT, command, environment, kill_when, run, steps_printed, without
+from programs import ROOT, command, environment, kill_when, made_once, run, steps_printed, without
 from sklearn.metrics import adjusted_rand_score
 
 from experiments.tools.kill_and_resume import differing
@@ -86,13 +86,17 @@ def run_in_two(base, workdir, folder, *more):
 def outputs(base):
     """What `programs_on_devices.py` computed: on one device, on eight, in process 0 of two, and in process 1."""
     program, folder = [sys.executable, "-m", "tests.programs_on_devices"], base / "programs"
-    folder.mkdir()
-    joined = [address(), "2"]
     files = [str(folder / f"{name}.npz") for name in ("one", "eight", "two-0", "two-1")]
-    ended(started([[*program, files[0]]], folder, environment(base)), folder)
-    ended(started([[*program, files[1]]], folder, eight_devices(base)), folder)
-    pair = [[*program, file, *joined, str(number)] for number, file in enumerate(files[2:])]
-    ended(started(pair, folder, environment(base)), folder)
+
+    def make():
+        folder.mkdir(exist_ok=True)
+        ended(started([[*program, files[0]]], folder, environment(base)), folder)
+        ended(started([[*program, files[1]]], folder, eight_devices(base)), folder)
+        joined = [address(), "2"]
+        pair = [[*program, file, *joined, str(number)] for number, file in enumerate(files[2:])]
+        ended(started(pair, folder, environment(base)), folder)
+
+    made_once(base, "programs", make)
     return [dict(np.load(file, allow_pickle=False)) for file in files]
 
 
@@ -188,17 +192,24 @@ class TestPrograms:
         np.testing.assert_array_equal(several["assignments"][~tied], one["assignments"][~tied])
 
 
-@functools.cache
+def whole_run(base, name, commands, variables):
+    """The folder of a run that is made once, and what each of its processes printed."""
+    folder = base / f"{name}-output"
+
+    def make():
+        folder.mkdir(exist_ok=True)
+        ended(started(commands(base / name), folder, variables), folder)
+
+    made_once(base, name, make)
+    return base / name, [path.read_text() for path in sorted(folder.glob("*.out"))]
+
+
 def make_two(base):
-    (base / "two-output").mkdir()
-    return base / "two", run_in_two(base, base / "two", base / "two-output")
+    return whole_run(base, "two", two_processes, environment(base))
 
 
-@functools.cache
 def make_eight(base):
-    folder = base / "eight-output"
-    folder.mkdir()
-    return base / "eight", ended(started([command(base / "eight")], folder, eight_devices(base)), folder)
+    return whole_run(base, "eight", lambda workdir: [command(workdir)], eight_devices(base))
 
 
 def arrays_of(run):
@@ -280,12 +291,9 @@ def default_command(workdir):
     return [sys.executable, str(ROOT / "run.py"), f"--workdir={workdir}", "--stage=explain", *settings]
 
 
-@functools.cache
 def default_digits(base):
-    folder = base / "default-output"
-    folder.mkdir()
-    ended(started([default_command(base / "default")], folder, environment(base)), folder)
-    return base / "default"
+    workdir, _ = whole_run(base, "default", lambda workdir: [default_command(workdir)], environment(base))
+    return workdir
 
 
 @pytest.mark.slow

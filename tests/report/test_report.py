@@ -79,8 +79,8 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return report_run(tmp_path_factory.getbasetemp())
+def run(base):
+    return report_run(base)
 
 
 @pytest.fixture(scope="module")

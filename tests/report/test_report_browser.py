@@ -51,8 +51,8 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return report_run(tmp_path_factory.getbasetemp())
+def run(base):
+    return report_run(base)
 
 
 @pytest.fixture
