@@ -1,5 +1,7 @@
 """Where locations lie in the image: held against the gradient, for every network here and for some of a user's own."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,6 +78,11 @@ NETWORKS = [
 ]
 
 
+@functools.cache
+def taps(name, stem):
+    return models.taps(name, num_classes=2, image_shape=(299, 299, 1), width=1, stem=stem)
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize(("name", "stem", "tap", "short"), NETWORKS)
 def test_a_location_sees_exactly_what_its_gradient_reaches(name, stem, tap, short, axis):
@@ -86,9 +93,7 @@ def test_a_location_sees_exactly_what_its_gradient_reaches(name, stem, tap, shor
         "tap": tap,
         "allow_1x1": True,
     }
-    stated = next(
-        t for t in models.taps(name, num_classes=2, image_shape=(299, 299, 1), width=1, stem=stem) if t.name == tap
-    ).places
+    stated = next(each for each in taps(name, stem) if each.name == tap).places
     long = int(stated[axis].side + 4 * stated[axis].stride + 75)
     shape = (long, short) if axis == 0 else (short, long)
     model = models.create(name, image_shape=(*shape, 1), **settings)

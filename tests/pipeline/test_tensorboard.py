@@ -4,14 +4,15 @@ import struct
 import subprocess
 
 import pytest
-from programs import command, contents, environment, kill_when, run, without
+from programs import command, contents, environment, run, without
 
 from i2x_jax import Run
 from i2x_jax.config import InputError
 from i2x_jax.pipeline import tensorboard
-from i2x_jax.results.files import CHECKPOINTS, TENSORBOARD
+from i2x_jax.results.files import TENSORBOARD
 from i2x_jax.training import loop as training
 from tests.helpers import one_line
+from tests.killed_run import killed_run
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
 crc32c = pytest.importorskip("tensorboardX.crc32c")
@@ -75,13 +76,8 @@ def test_a_finished_run_gets_them_and_nothing_else_changes(base, finished, tmp_p
     assert run(base, workdir).startswith("Nothing to do")
 
 
-def test_a_killed_run_has_every_step_once(base, finished, tmp_path):
-    workdir = tmp_path / "run"
-    third = str(Run(finished).steps[2])
-    kill_when(base, workdir, (workdir / CHECKPOINTS / third).exists, "--tensorboard", "--stage=train")
-    assert list((workdir / TENSORBOARD).iterdir())
-    assert not (workdir / "steps.npy").exists()
-    run(base, workdir, "--tensorboard", "--stage=train")
+def test_a_killed_run_has_every_step_once(base, finished):
+    workdir = killed_run(base, finished)
     assert_complete(workdir)
     assert Run(workdir).metrics == Run(finished).metrics
 
