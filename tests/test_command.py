@@ -261,7 +261,11 @@ class TestJax:
         ("variables", "words"),
         [
             ({"JAX_PLATFORMS": "cuda"}, "JAX finds nothing to compute on, JAX_PLATFORMS being 'cuda'"),
-            ({"JAX_PLATFORMS": "nonesuch"}, "JAX finds nothing to compute on, JAX_PLATFORMS being 'nonesuch'"),
+            pytest.param(
+                {"JAX_PLATFORMS": "nonesuch"},
+                "JAX finds nothing to compute on, JAX_PLATFORMS being 'nonesuch'",
+                marks=pytest.mark.slow,
+            ),
             ({"JAX_ENABLE_X64": "maybe"}, "JAX cannot be started (invalid truth value 'maybe'"),
         ],
     )

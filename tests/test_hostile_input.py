@@ -200,7 +200,7 @@ class TestWorkDirectory:
         assert "ermission" in line
         assert not list(closed.iterdir())
 
-    @pytest.mark.parametrize("kilobytes", [0, 40])
+    @pytest.mark.parametrize("kilobytes", [pytest.param(0, marks=pytest.mark.slow), 40])
     def test_no_space_for_a_checkpoint(self, launched, small_disk, kilobytes):
         workdir = small_disk(kilobytes + 8) / "run"
         if not kilobytes:

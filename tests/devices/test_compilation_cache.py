@@ -68,7 +68,7 @@ def test_the_next_process_takes_what_was_kept_and_computes_the_same(tmp_path):
 def test_processes_share_a_folder_and_one_may_be_killed(tmp_path):
     processes = [started(tmp_path) for _ in range(3)]
     try:
-        until = time.monotonic() + 120
+        until = time.monotonic() + 300
         while len(entries(tmp_path)) < 3 and time.monotonic() < until:
             time.sleep(0.001)
         processes[0].kill()

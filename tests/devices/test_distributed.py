@@ -83,20 +83,20 @@ def run_in_two(base, workdir, folder, *more):
 
 
 @functools.cache
-def outputs(base):
-    """What `programs_on_devices.py` computed: on one device, on eight, in process 0 of two, and in process 1."""
-    program, folder = [sys.executable, "-m", "tests.programs_on_devices"], base / "programs"
-    files = [str(folder / f"{name}.npz") for name in ("one", "eight", "two-0", "two-1")]
+def outputs(base, where):
+    """What each process of `programs_on_devices.py` computed: on one device, on eight, or in two processes."""
+    folder, joined = base / f"programs-{where}", [address(), "2"]
+    parts = [[*joined, str(number)] for number in (0, 1)] if where == "two processes" else [[]]
+    files = [str(folder / f"{number}.npz") for number in range(len(parts))]
 
     def make():
         folder.mkdir(exist_ok=True)
-        ended(started([[*program, files[0]]], folder, environment(base)), folder)
-        ended(started([[*program, files[1]]], folder, eight_devices(base)), folder)
-        joined = [address(), "2"]
-        pair = [[*program, file, *joined, str(number)] for number, file in enumerate(files[2:])]
-        ended(started(pair, folder, environment(base)), folder)
+        program = [sys.executable, "-m", "tests.programs_on_devices"]
+        commands = [[*program, file, *part] for file, part in zip(files, parts, strict=True)]
+        variables = eight_devices(base) if where == "eight devices" else environment(base)
+        ended(started(commands, folder, variables), folder)
 
-    made_once(base, "programs", make)
+    made_once(base, folder.name, make)
     return [dict(np.load(file, allow_pickle=False)) for file in files]
 
 
@@ -121,14 +121,17 @@ class TestPrograms:
 
     @pytest.fixture
     def one(self, base):
-        return outputs(base)[0]
+        (only,) = outputs(base, "one device")
+        return only
 
-    @pytest.fixture(params=["eight devices", "two processes"])
+    @pytest.fixture(params=["two processes", pytest.param("eight devices", marks=pytest.mark.slow)])
     def several(self, request, base):
         """The numbers on several devices; where each process wrote its own rows, all of them put together."""
-        _, eight, first, second = outputs(base)
+        found = outputs(base, request.param)
         if request.param == "eight devices":
-            return eight
+            assert [int(output["devices"]) for output in found] == [8]
+            return found[0]
+        first, second = found
         assert first.keys() == second.keys()
         for name in first:
             if not name.startswith("own "):
@@ -148,7 +151,10 @@ class TestPrograms:
             np.testing.assert_allclose(several[name], one[name], rtol=0, atol=SAME * scale, err_msg=name)
 
     def test_they_are_as_many_as_they_should_be(self, base):
-        assert [int(output["devices"]) for output in outputs(base)] == [1, 8, 2, 2]
+        counts = [
+            int(output["devices"]) for where in ("one device", "two processes") for output in outputs(base, where)
+        ]
+        assert counts == [1, 2, 2]
 
     def test_parameters_and_batch_norm_after_five_steps(self, one, several):
         names = [name for name in one if name.startswith("trained ")]
@@ -338,7 +344,8 @@ class TestLostProcess:
     """The other one ends by itself, and the same commands go on. Process 0 is the one that writes, and JAX's own."""
 
     def assert_clear_end(self, seconds, code, error):
-        assert seconds < 60
+        # About half of that, but on a machine that is busy.
+        assert seconds < 90
         assert code != 0
         # run.py's line; but where JAX notices first, it aborts the process with a line of its own.
         assert re.search("^run.py: error: another process of this run has ended; ", error, re.MULTILINE) or (

@@ -20,9 +20,9 @@ from i2x_jax.pipeline import measure
 from i2x_jax.training import loop as training
 from tests.helpers import planted, tiny_model, tiny_variables
 
-BATCHES, BATCH_SIZE = 200, 256
+BATCHES, BATCH_SIZE = 100, 256
 # What Python and NumPy hold is counted to the byte. What the C library keeps comes and goes by megabytes: a leak grows
-# in every span. The images of every batch of a span, if kept, would be 3.3 MB, its feature maps 26 MB.
+# in every span. The images of every batch of a span, if kept, would be 1.6 MB, its feature maps 13 MB.
 SPANS = 3
 RESIDENT, TRACED = 8e6, 1e5
 

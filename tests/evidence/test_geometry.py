@@ -69,7 +69,7 @@ NETWORKS = [
     ("resnet18", "imagenet", "stem", 4),
     slow("resnet18", "imagenet", "stage4", 4),
     slow("resnet50", "imagenet", "stage4", 4),
-    ("inception_v3", "", "stem", 75),
+    slow("inception_v3", "", "stem", 75),
     slow("inception_v3", "", "mixed_5b", 75),
     slow("inception_v3", "", "mixed_6a", 75),
     slow("inception_v3", "", "mixed_6b", 75),

@@ -427,7 +427,14 @@ class TestConvertTorch:
         assert len(done.stderr.splitlines()) == 1
         assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pth"]
 
-    @pytest.mark.parametrize("arguments", [["--mean=0.5"], ["--mean=a", "--std=1"], ["--mean=0.5", "--std=0.5"]])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--mean=0.5"],
+            pytest.param(["--mean=a", "--std=1"], marks=pytest.mark.slow),
+            pytest.param(["--mean=0.5", "--std=0.5"], marks=pytest.mark.slow),
+        ],
+    )
     def test_a_normalisation_that_does_not_fit(self, tmp_path, arguments):
         made = torch_models.create("cnn", num_classes=3, image_shape=(8, 8, 3), width=4)
         torch.save(made.state_dict(), tmp_path / "w.pth")

@@ -283,7 +283,7 @@ def explain(model, checkpoints, data, folder, **settings):
     return i2x_jax.explain(model, checkpoints, data, config, folder)
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_as_few_checkpoints_as_there_can_be(data, tmp_path, count):
     run = explain(PLAIN, CHECKPOINTS[:count], data, tmp_path / "run")
     assert run.array("account").shape == (count - 1, 111, 5)
@@ -354,32 +354,29 @@ def check_flat(run):
                 np.testing.assert_allclose(run.arrays("ledger")[name][t, label], expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def every(data, tmp_path_factory):
-    """A run fitted on all locations."""
-    return explain(PLAIN, CHECKPOINTS, data, tmp_path_factory.mktemp("every") / "run", max_locations=-1)
-
-
 class TestMaxLocations:
-    def test_minus_one_is_all(self, every, explained):
+    @pytest.mark.slow
+    def test_minus_one_is_all(self, explained, data, tmp_path):
         """By default there are 4,096 a prototype, here more than there are at all."""
+        every = explain(PLAIN, CHECKPOINTS, data, tmp_path / "run", max_locations=-1)
         assert every.arrays("prototypes")["fitted_locations"] == 111 * 16
         for name in ("assignments", "intensity", "account"):
             np.testing.assert_array_equal(every.array(name), explained.array(name))
 
-    def test_a_small_number(self, every, data, tmp_path):
+    def test_a_small_number(self, explained, data, tmp_path):
         run = explain(PLAIN, CHECKPOINTS, data, tmp_path / "run", max_locations=200)
         found = run.arrays("prototypes")
         assert found["fitted_locations"] == 200
+        assert explained.arrays("prototypes")["fitted_locations"] == 111 * 16
         # All locations are assigned, and counted.
         assert run.arrays("prototype_features")["counts"].sum() == len(run.dataset.labels) * 16
-        assert (run.array("assignments") != every.array("assignments")).any()
+        assert (run.array("assignments") != explained.array("assignments")).any()
         sample = fit.sample_of(run.dataset, run.model, 200, run.config.seed)
         features = np.float64(run.model.features(run.variables(run.steps[-1]), run.dataset.images)).reshape(
             -1, CHANNELS
         )
         np.testing.assert_allclose(found["mean"], features[sample].mean(0), rtol=1e-4, atol=1e-6)
-        assert found["inertia"] < every.arrays("prototypes")["inertia"]
+        assert found["inertia"] < explained.arrays("prototypes")["inertia"]
         plain_ledger.check_adds_up(run)
 
     def test_fewer_than_prototypes(self, data, tmp_path):

@@ -142,6 +142,6 @@ def test_stopped_by_the_user_it_says_so_in_a_line(base, tmp_path):
     with started as process:
         assert process.stdout.readline().startswith("The report will be")
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=120)
+        _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (130, "run.py: stopped; the same command goes on\n")
     assert not (workdir / "report.html").exists()

@@ -85,7 +85,7 @@ def opened(browser, run):
 
 def all_drawn(browser):
     script = "return [...document.querySelectorAll('.plot')].every((place) => place.querySelector('svg'))"
-    WebDriverWait(browser, 60).until(lambda driver: driver.execute_script(script))
+    WebDriverWait(browser, 180).until(lambda driver: driver.execute_script(script))
 
 
 def text_of(browser, selector):
