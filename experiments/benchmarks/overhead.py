@@ -100,24 +100,24 @@ def programs(model: Model, variables: Any, images: jax.ShapeDtypeStruct, steps: 
     account = functools.partial(measuring.account.__wrapped__, model)
     given = (variables, features, labels, places, blank)
     taken = jax.eval_shape(take, *given)
-    both = ((variables,) * 2, (blank,) * 2, (taken.end,) * 2, places, labels, mask)
-    accounts = jax.eval_shape(account, *both).account
-    moments = measuring.class_moments.__wrapped__
+    between = measuring.Between((variables,) * 2, (blank,) * 2, (taken.end,) * 2)
+    accounts = jax.eval_shape(account, between, places, labels, mask).account
+    class_sums = functools.partial(measuring.class_sums.__wrapped__, num_classes=taken.confidence.shape[1])
     return [
         Program("features", steps, False, model.features, (variables, images)),
         Program("assign_locations", 1, False, assign, (pca, centroids, features)),
         Program("take", steps, False, take, given),
-        Program("class_moments", steps, False, moments, (taken.evidence, labels, mask)),
+        Program("class_sums", steps, False, class_sums, (taken.evidence, labels, mask)),
         Program("largest", steps, False, measuring.largest.__wrapped__, (taken.error, mask)),
-        Program("account", steps - 1, True, account, both),
-        Program("summed", steps, True, measuring.summed.__wrapped__, (taken.end.sums, mask)),
+        Program("account", steps - 1, True, account, (between, places, labels, mask)),
+        Program("summed", steps, False, measuring.summed.__wrapped__, (taken.sums, mask)),
         Program("path_error", steps, True, measuring.path_error.__wrapped__, (taken.end, mask)),
         Program(
             "path_differences",
             steps - 2,
             True,
-            measuring.path_differences.__wrapped__,
-            (taken.end, taken.end, accounts, labels, mask),
+            functools.partial(measuring.path_differences.__wrapped__, model),
+            (between, places, accounts, labels, mask),
         ),
     ]
 

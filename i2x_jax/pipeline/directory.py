@@ -169,7 +169,10 @@ class RunDirectory:
 
     def complete(self, step: str) -> bool:
         """Whether all files of a step are there, those of the refinement of `self.refinement`."""
-        if not all((self.path / name).exists() for name in files_of(step, self.refinement)):
+        promised = files_of(step, self.refinement)
+        if step == "evidence" and (self.path / CONFIG).exists():
+            promised = files_of(step, ledger=read_config(self.path).explain.ledger == "all")
+        if not all((self.path / name).exists() for name in promised):
             return False
         if step != "train":
             return True

@@ -137,7 +137,7 @@ def fine_tune(
                 bar.update(images)
             else:
                 draws = np.random.default_rng((config.seed, seed))
-                sets = refinement.left_out_sets(left_out, splits.train.labels, work.array("confidence"), draws)
+                sets = refinement.left_out_sets(left_out, splits.train.labels, work.own_confidence, draws)
                 phase_seeds = [int(number) for number in draws.integers(2**31, size=2)]
                 result = refinement.refine_seed(refining, sets, applicable, phase_seeds, bar.update)
                 directory.write_json(kept, {"settings": to_dict(settings), "outcomes": result}, "refine_seed")

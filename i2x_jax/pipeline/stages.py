@@ -177,6 +177,7 @@ def check_explainable(config: Config, splits: Splits, model: Model) -> None:
         ("explain.num_prototypes", explain.num_prototypes, places, "feature locations that K-means is fitted on"),
         ("explain.num_prototypes", explain.num_prototypes, MAX_PROTOTYPES, "prototypes that fit an int16"),
         ("explain.pca_dims", explain.pca_dims, d, "feature channels at this tap"),
+        ("explain.rivals", explain.rivals, len(train.class_names), "classes"),
     ):
         if value > high:
             raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set {key}")

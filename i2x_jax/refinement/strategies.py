@@ -26,14 +26,14 @@ def phases(strategy: str) -> tuple[str, ...]:
 
 
 def left_out_sets(
-    curated: np.ndarray, labels: np.ndarray, confidence: np.ndarray, rng: np.random.Generator
+    curated: np.ndarray, labels: np.ndarray, own: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """The samples that each set leaves out; every control leaves out as many of each class as the curation.
 
     Args:
       curated: indices left out by the curation.
       labels: int `[N]`.
-      confidence: `[T, N, M]`; may be a memory map.
+      own: `[T, N]`, confidence in the label.
       rng: draws the random control; a new one for every seed.
 
     Returns:
@@ -41,8 +41,7 @@ def left_out_sets(
       checkpoints; Swayamdipta et al. 2020) and 'hard' (highest final loss): ascending indices.
     """
     rows = np.arange(len(labels))
-    of_label = np.stack([np.asarray(step)[rows, labels] for step in confidence])
-    ambiguity, loss = of_label.std(axis=0), -of_label[-1]
+    ambiguity, loss = own.std(axis=0), -own[-1]
 
     def most(score):
         parts = [

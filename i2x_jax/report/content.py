@@ -113,8 +113,7 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
 def learning(run: Run, names: list[str]) -> dict:
     """What happened between the checkpoints."""
     explanation, steps, intervals = run.explanation, [str(step) for step in run.steps], labelled_intervals(run)
-    labels, confidence = run.array("labels"), run.array("confidence")
-    own = [float(np.asarray(step)[np.arange(len(labels)), labels].mean()) for step in confidence]
+    labels, own = run.array("labels"), [float(step.mean()) for step in run.own_confidence]
     lines = [
         {"step": str(line["step"]), "series": f"accuracy, {line['split']}", "value": rounded(line["accuracy"])}
         for line in run.metrics

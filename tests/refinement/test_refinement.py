@@ -28,8 +28,8 @@ def optimizer():
 
 
 def left_out(curated=(0, 3, 5, 8, 11), seed=0):
-    confidence = np.random.default_rng(1).dirichlet(np.ones(3), (4, 60))
-    return refinement.left_out_sets(np.array(curated), TRAIN.labels, confidence, np.random.default_rng(seed))
+    own = np.random.default_rng(1).dirichlet(np.ones(3), (4, 60))[:, np.arange(60), TRAIN.labels]
+    return refinement.left_out_sets(np.array(curated), TRAIN.labels, own, np.random.default_rng(seed))
 
 
 def refined(strategies, sets=None, seeds=(11, 12), **more):
@@ -110,20 +110,18 @@ class TestLeftOutSets:
         of_label = np.full((3, 12), 0.9)
         of_label[:, [1, 7]] = [[0.1], [0.9], [0.95]]  # wavered, and ended well
         of_label[:, [4, 10]] = 0.2  # never learned, without wavering
-        confidence = np.stack([of_label, 1 - of_label], -1)
-        confidence[:, labels == 1] = confidence[:, labels == 1, ::-1]
-        sets = refinement.left_out_sets(np.array([0, 6]), labels, confidence, np.random.default_rng(0))
+        sets = refinement.left_out_sets(np.array([0, 6]), labels, of_label, np.random.default_rng(0))
         assert sets["ambiguous"].tolist() == [1, 7]
         assert sets["hard"].tolist() == [4, 10]
 
     def test_of_equals_the_first_is_left_out(self):
         labels = np.zeros(5, int)
-        sets = refinement.left_out_sets(np.array([3, 4]), labels, np.ones((2, 5, 1)), np.random.default_rng(0))
+        sets = refinement.left_out_sets(np.array([3, 4]), labels, np.ones((2, 5)), np.random.default_rng(0))
         assert sets["ambiguous"].tolist() == sets["hard"].tolist() == [0, 1]
 
     def test_nothing_curated_leaves_nothing_out(self):
         empty = np.zeros(0, np.int64)
-        sets = refinement.left_out_sets(empty, TRAIN.labels, np.ones((2, 60, 3)), np.random.default_rng(0))
+        sets = refinement.left_out_sets(empty, TRAIN.labels, np.ones((2, 60)), np.random.default_rng(0))
         assert all(rows.shape == (0,) and rows.dtype.kind == "i" for rows in sets.values())
 
 
