@@ -38,6 +38,7 @@ def refine(directory: RunDirectory, work: Run, settings: RefineConfig | None = N
         training.predict(work.model, variables, work.splits.test, work.config.explain.batch_size),
         work.splits.test,
         pair,
+        work.rivals,
     )
     table = summarize(
         runs,
@@ -125,6 +126,7 @@ def fine_tune(
         test=splits.test,
         calibration=training.batch_norm_images(splits.train, config.seed),
         pair=pair,
+        rivals=work.rivals,
     )
     images = refinement.count_phases(applicable) * steps * config.train.batch_size
     runs = []

@@ -1,5 +1,8 @@
 """A run that keeps some classes of each class's samples says of them what a run that keeps all says."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -196,3 +199,34 @@ def test_without_a_ledger(whole, tmp_path):
 def test_more_rivals_than_classes_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"explain\.rivals is 9; allowed: at most 8, the classes"):
         explain(tmp_path / "run", rivals=9)
+
+
+def test_a_run_of_before_there_was_a_ledger_is_read_and_not_gone_on_with(whole, tmp_path):
+    folder = tmp_path / "old"
+    shutil.copytree(whole.path, folder)
+    for name in ("ledger.npz", "account.npy", "prototype_features.npz", "rivals.npy"):
+        (folder / name).unlink()
+    found = dict(np.load(folder / "prototypes.npz"))
+    np.savez(folder / "prototypes.npz", **{name: found[name] for name in set(found) - {"blank", "fitted_locations"}})
+    header = json.loads((folder / "config.json").read_text())
+    for name in ("max_locations", "rivals", "ledger"):
+        del header["config"]["explain"][name]
+    (folder / "config.json").write_text(json.dumps(header))
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+
+    run = i2x_jax.Run(folder)
+    assert run.explanation == whole.explanation
+    np.testing.assert_array_equal(run.rivals, whole.rivals)
+    assert not run.has_ledger
+    with pytest.raises(InputError, match="has no ledger"):
+        run.ledger("c1")
+    with pytest.raises(InputError, match=r"kept no ledger; allowed: .* explain in a new --workdir"):
+        explain(folder)
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_groups_over_all_classes_need_all_confidences(tmp_path, monkeypatch):
+    monkeypatch.setattr("i2x_jax.pipeline.stages.MANY_CLASSES", 4)
+    with pytest.raises(InputError, match="group_by is 'global' with 8 classes; allowed: 'class'"):
+        explain(tmp_path / "run", group_by="global")
+    assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ from tests.helpers import ROUNDING, planted, tiny_model, tiny_variables
 
 TRAIN, TEST = planted(60), planted(30, seed=1)
 PAIR = (0, 2)
+ALL = np.tile(np.arange(3), (3, 1))
 BATCH = 16  # four steps a phase
 SCHEMA = load_schema("refinement")
 
@@ -34,7 +35,7 @@ def left_out(curated=(0, 3, 5, 8, 11), seed=0):
 
 def refined(strategies, sets=None, seeds=(11, 12), **more):
     recipe = training.Recipe(tiny_model(), optimizer(), "shift", BATCH, seed=0)
-    refining = refinement.Refining(recipe, tiny_variables(), TRAIN, TEST, TRAIN.images[:32], PAIR)
+    refining = refinement.Refining(recipe, tiny_variables(), TRAIN, TEST, TRAIN.images[:32], PAIR, ALL)
     return refinement.refine_seed(refining, left_out() if sets is None else sets, strategies, seeds, **more)
 
 
@@ -186,14 +187,14 @@ class TestRefineSeed:
         monkeypatch.setattr(refinement, "recompute_batch_norm", noted)
         found = refined(("full",))["full"]
         logits = training.predict(tiny_model(), reached[0], TEST, BATCH)
-        assert found == refinement.outcome(logits, TEST, PAIR)
+        assert found == refinement.outcome(logits, TEST, PAIR, ALL)
 
 
 class TestOutcome:
     def test_of_logits_made_by_hand(self):
         test = TEST._replace(labels=np.array([0, 0, 0, 0, 1, 1, 2, 2, 2]))
         predicted = np.array([0, 2, 2, 1, 1, 0, 2, 0, 2])
-        assert refinement.outcome(np.eye(3, dtype=np.float32)[predicted], test, (0, 2)) == {
+        assert refinement.outcome(np.eye(3, dtype=np.float32)[predicted], test, (0, 2), ALL) == {
             "accuracy": 4 / 9,
             "pair_confusions": 3,
             "worst_class": {"class": "red", "accuracy": 0.25},
@@ -202,10 +203,17 @@ class TestOutcome:
 
     def test_the_order_of_the_pair_does_not_matter(self):
         logits = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
-        assert refinement.outcome(logits, TEST, (0, 1)) == refinement.outcome(logits, TEST, (1, 0))
+        assert refinement.outcome(logits, TEST, (0, 1), ALL) == refinement.outcome(logits, TEST, (1, 0), ALL)
+
+    def test_of_some_predictions(self):
+        logits = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+        kept = np.array([[0, 2], [0, 1], [1, 2]])
+        whole, found = (refinement.outcome(logits, TEST, PAIR, rivals) for rivals in (ALL, kept))
+        assert found["confusion"] == [[whole["confusion"][c][other] for other in kept[c]] for c in range(3)]
+        assert {**found, "confusion": None} == {**whole, "confusion": None}
 
     def test_of_a_perfect_classifier(self):
-        found = refinement.outcome(np.eye(3, dtype=np.float32)[TEST.labels], TEST, PAIR)
+        found = refinement.outcome(np.eye(3, dtype=np.float32)[TEST.labels], TEST, PAIR, ALL)
         assert (found["accuracy"], found["pair_confusions"], found["worst_class"]["accuracy"]) == (1, 0, 1)
 
 
@@ -230,7 +238,7 @@ def made_up(seeds, strategies=STRATEGIES):
     """Outcomes of random classifiers."""
     rng = np.random.default_rng(seeds)
     return [
-        {name: refinement.outcome(rng.normal(size=(30, 3)).astype(np.float32), TEST, PAIR) for name in strategies}
+        {name: refinement.outcome(rng.normal(size=(30, 3)).astype(np.float32), TEST, PAIR, ALL) for name in strategies}
         for _ in range(seeds)
     ]
 
