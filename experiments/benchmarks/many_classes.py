@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/many_classes.py --json=many_classes.json
 
-The data are made up: every class has a picture of its own, 4x4 fields of grey blown up to 32x32, and its images are that
-picture moved by up to two pixels, in noise. A narrow network is trained on them for an epoch. What is told comes from
-the run's own record (`timing`, `peak_memory`); and whether any array on disk has the number of classes twice.
+The data are made up: every class has a picture of its own, 4x4 fields of grey blown up to 32x32, and its images are
+that picture moved by up to two pixels, in noise. A narrow network is trained on them for an epoch. What is told comes
+from the run's own record (`timing`, `peak_memory`); and whether any array on disk has the number of classes twice.
 """
 
 import json

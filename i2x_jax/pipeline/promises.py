@@ -52,9 +52,9 @@ def check_promises(model: Model, variables: Any, images: np.ndarray) -> None:
         )
     if logits.shape[1] > 1 and are_shares(logits):
         raise InputError(
-            f"`head` returned {logits.min():.3g} to {logits.max():.3g} for {len(tried)} images, all within 0 and 1, as a "
-            "sigmoid does; allowed: logits whose softmax is the confidence; leave the sigmoid out of `head`; a network "
-            "that may see several classes in an image cannot be explained"
+            f"`head` returned {logits.min():.3g} to {logits.max():.3g} for {len(tried)} images, all within 0 and 1, as "
+            "a sigmoid does; allowed: logits whose softmax is the confidence; leave the sigmoid out of `head`; a "
+            "network that may see several classes in an image cannot be explained"
         )
     heads = jit(model.head, inference=True)
     alone = np.concatenate([fetch(heads(variables, features[i : i + 1])) for i in range(len(features))])
