@@ -314,7 +314,7 @@ def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[ja
             sums |= {f"coarse_missed {t}": path[0], f"coarse {t}": path[1]}
             # What lies two checkpoints back is not needed any more, and its features should not stay.
             taken[t + 2] = taken[t + 2]._replace(end=None)
-            del variables[t + 2]
+        variables.pop(t + 2, None)
     written = Rows(
         assignments=places.reshape(len(batch.labels), -1),
         intensity=[each.intensity for each in taken],
