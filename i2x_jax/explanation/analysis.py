@@ -200,7 +200,7 @@ def map_interval(
     if many:
         changes = changes._replace(dY=dY[:, :-1], columns=measured.rivals)
     everything = mapping.Subset(tuple(range(num_classes)), null=not many)
-    own = [mapping.Subset((label,), null=not many, bootstrap=not many) for label in range(num_classes)]
+    own = [mapping.Subset((label,), *(not many,) * 3) for label in range(num_classes)]
     with_pairs = [mapping.Subset(pair) for pair in analysed]
     subsets = [everything, *own, *(with_pairs if measured.margins is None else ())]
     draws = mapping.Draws(seed)

@@ -74,13 +74,16 @@ class Subset(NamedTuple):
 
     Attributes:
       labels: of the classes.
-      null: whether the fit is held against its null, and so on by `bootstrap`; what it takes grows with both.
+      null: whether the fit is held against its null, and so on; what it takes grows with each.
       bootstrap: whether it is refitted to resampled rows.
+      validated: whether the penalty is chosen, and what the fit explains measured, by cross-validation; if not, the
+        penalty is as strong as that of the first subset that is, and nothing is measured.
     """
 
     labels: tuple[int, ...]
     null: bool = True
     bootstrap: bool = True
+    validated: bool = True
 
 
 def spread(values: np.ndarray, labels: np.ndarray, columns: np.ndarray | None, num_classes: int) -> np.ndarray:
@@ -312,10 +315,17 @@ def map_samples(changes: Changes, total: np.ndarray, subsets: Sequence[Subset], 
         list(pool.map(cached, sorted(set().union(*(subset.labels for subset in subsets)))[:capacity]))
         # Classes left out would change the last digit: they are rows of zeros in a product.
         present = [[label for label in each.labels if len(rows_of[label])] or each.labels[:1] for each in subsets]
-        fits = list(
-            pool.map(lambda labels, subset: _fit_subset(_parts(cached, labels, columns, subset)), present, subsets)
-        )
         counts = [max(sum(len(rows_of[label]) for label in subset.labels), 1) for subset in subsets]
+
+        def fit(number, fraction=None):
+            return _fit_subset(_parts(cached, present[number], columns, subsets[number]), fraction)
+
+        validated = [number for number, subset in enumerate(subsets) if subset.validated]
+        found = dict(zip(validated, pool.map(fit, validated), strict=True))
+        others = [number for number in range(len(subsets)) if number not in found]
+        common = found[validated[0]].ridge_lambda / counts[validated[0]]
+        found |= zip(others, pool.map(functools.partial(fit, fraction=common), others), strict=True)
+        fits = [found[number] for number in range(len(subsets))]
         fractions = [fit.ridge_lambda / count for fit, count in zip(fits, counts, strict=True)]
         refits = _bootstrap(Rows(x, y, rows_of, columns), subsets, fractions, seed, resamples, pool)
     centre = y_mean if columns is None else 0
@@ -378,20 +388,30 @@ def _explained(sse, reference, measurable):
     return 1 - ratio if measurable else np.full(sse.shape, np.nan)
 
 
-def _fit_subset(classes):
-    """The `SampleFit` of some classes' moments; its intercept still lacks the overall means, its bootstrap is empty."""
+def _fit_subset(classes, fraction):
+    """The `SampleFit` of some classes' moments; its intercept still lacks the overall means, its bootstrap is empty.
+
+    Given a penalty as a `fraction` of the rows, nothing is measured.
+    """
     class_means, class_slopes, pooled = [], [], None
     for moments in classes:
         class_means.append(means(moments))
         class_slopes.append(means_and_slopes(moments))
         pooled = moments if pooled is None else FoldSums(*map(np.add, pooled, moments))
     rows = pooled.n.sum()
-    sse, sst, fraction = cross_validate(pooled.xx, pooled.xy, [means(pooled)])
-    # Within one class both models are the same.
-    within = cross_validate(pooled.xx, pooled.xy, class_means) if len(class_means) > 1 else (sse, sst)
-    over_total = cross_validate(pooled.xx, pooled.xy[:, :, :1], class_slopes)
-    measurable = rows > 0 and sst[0] >= NOTHING_TO_EXPLAIN * rows
-    r2, gain, gain_total = (_explained(*sums[:2], measurable) for sums in ((sse, sst), within, over_total))
+    nothing = float("nan")
+    ratios = dict.fromkeys(("r2", "r2_class", "r2_total", "gain", "gain_total"), nothing)
+    nulls = dict.fromkeys(("gain_null", "r2_null"), np.full(3, nothing))
+    if fraction is None:
+        sse, sst, fraction = cross_validate(pooled.xx, pooled.xy, [means(pooled)])
+        # Within one class both models are the same.
+        within = cross_validate(pooled.xx, pooled.xy, class_means) if len(class_means) > 1 else (sse, sst)
+        over_total = cross_validate(pooled.xx, pooled.xy[:, :, :1], class_slopes)
+        measurable = rows > 0 and sst[0] >= NOTHING_TO_EXPLAIN * rows
+        r2, gain, gain_total = (_explained(*sums[:2], measurable) for sums in ((sse, sst), within, over_total))
+        of_class, of_total = (_explained(sums[1][0], sst[0], measurable) for sums in (within, over_total))
+        ratios = {"r2": r2[0], "r2_class": of_class, "r2_total": of_total, "gain": gain[0], "gain_total": gain_total[0]}
+        nulls = {"gain_null": _summary(gain[1:]), "r2_null": _summary(r2[1:])}
 
     x, y, xx = pooled.x.sum(0), pooled.y[:, 0].sum(0), pooled.xx.sum(0)
     count = max(rows, 1)
@@ -402,13 +422,8 @@ def _fit_subset(classes):
         intercept=(y - x @ beta) / count,
         ridge_lambda=float(fraction * count),
         estimable=estimable,
-        r2=float(r2[0]),
-        r2_class=float(_explained(within[1][0], sst[0], measurable)),
-        r2_total=float(_explained(over_total[1][0], sst[0], measurable)),
-        gain=float(gain[0]),
-        gain_total=float(gain_total[0]),
-        gain_null=_summary(gain[1:]),
-        r2_null=_summary(r2[1:]),
+        **{name: float(value) for name, value in ratios.items()},
+        **nulls,
         bootstrap=np.zeros((0, *beta.shape)),
         outputs=None,
     )

@@ -89,6 +89,21 @@ class TestMapping:
             np.testing.assert_allclose(one.gain_null, all_classes.gain_null, atol=1e-9)
             assert np.isfinite(one.gain_null).all() == subset.null
 
+    def test_a_fit_that_is_not_validated_takes_the_penalty_of_the_first(self):
+        narrow, _ = self.changes()
+        subsets = [mapping.Subset(tuple(range(8)), null=False), mapping.Subset((2,), False, False, False)]
+        first, own = mapping.map_samples(narrow, narrow.dP.sum(1), subsets, mapping.Draws(0, 0, 3))
+        rows = narrow.labels == 2
+        assert own.ridge_lambda == pytest.approx(first.ridge_lambda / len(rows) * rows.sum())
+        x = narrow.dP[rows] - narrow.dP[rows].mean(0)
+        scale = x.std(0)
+        y = narrow.dY[rows] - narrow.dY[rows].mean(0)
+        gram = (x / scale).T @ (x / scale) + own.ridge_lambda * np.eye(self.K)
+        np.testing.assert_allclose(own.beta, np.linalg.solve(gram, (x / scale).T @ y) / scale[:, None], rtol=1e-6)
+        assert np.isnan([own.r2, own.gain, own.gain_total, *own.gain_null]).all()
+        assert own.bootstrap.shape == (0, self.K, self.KEPT)
+        assert np.isfinite(first.gain)
+
     def test_of_groups(self):
         narrow, whole = self.changes()
         groups = mapping.group_ids(np.random.default_rng(1).integers(-1, 3, self.ROWS), narrow.labels, "class")
