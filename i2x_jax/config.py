@@ -151,6 +151,12 @@ class ExplainConfig(_Group):
     max_pairs: int = _setting(
         45, "Pairs of classes, most confused first, that are analysed beside the one that is refined.", low=0
     )
+    rivals: int = _setting(
+        0, "Classes kept of each class's samples, itself and those it is taken for; 0 for 10, or all of fewer.", low=0
+    )
+    ledger: str = _setting(
+        "all", "Whether every change of confidence is accounted for, image by image.", choices=("all", "none")
+    )
     batch_size: int = _setting(256, "Images at a time.", low=1)
 
     def __post_init__(self):

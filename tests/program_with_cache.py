@@ -42,7 +42,7 @@ def results():
         for held in variables
     ]
     ends = [each.end for each in found]
-    account = measuring.account(model, variables, [blank, blank], ends, places, data.labels, mask)
+    account = measuring.account(model, measuring.Between(variables, [blank, blank], ends), places, data.labels, mask)
     return fetch((state, found, account))
 
 

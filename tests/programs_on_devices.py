@@ -61,7 +61,8 @@ def measured(model, variables, dataset, rng):
     pca = prototypes.Pca(rng.uniform(size=d), np.eye(d)[:4], np.zeros(4))
     shared = pca, rng.normal(size=(PROTOTYPES, 4)), rng.uniform(0, 1, (1, h, w, d))
     pca, centroids, blank = distributed.replicate(jax.tree.map(np.float32, shared))
-    checkpoints = measure.Checkpoints(model, MEASURING, held.__getitem__, [blank, blank + 0.1], pca, centroids)
+    rivals = distributed.replicate(np.tile(np.arange(classes, dtype=np.int32), (classes, 1)))
+    checkpoints = measure.Checkpoints(model, MEASURING, held.__getitem__, [blank, blank + 0.1], pca, centroids, rivals)
     rows = measure.Rows(
         assignments=np.full((count, h * w), np.nan, np.float32),
         intensity=np.full((2, count, PROTOTYPES), np.nan, np.float32),

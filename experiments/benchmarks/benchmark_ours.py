@@ -190,10 +190,11 @@ class Implementation:
             dP, dY = difference(intensity, t), difference(confidence, t)
             # A run weighs the prototypes by area here; the work is the same.
             total = dP.sum(1)
-            subsets = [classes, *((label,) for label in classes)]
+            subsets = [mapping.Subset(each) for each in (classes, *((label,) for label in classes))]
             draws = mapping.Draws(self.problem.config.seed, permutations, resamples)
-            fits = mapping.map_samples(dP, dY, total, labels, len(classes), subsets, draws)
-            by_groups = fit_groups(dP, dY, groups[t], labels, len(classes), self.settings)
+            changes = mapping.Changes(dP, dY, labels, len(classes))
+            fits = mapping.map_samples(changes, total, subsets, draws)
+            by_groups = fit_groups(changes, groups[t], self.settings)
             fit = fits[0]
             found.append((by_groups[0][0], fit.beta, fit.ridge_lambda, fit.r2, [each.r2 for each in fits[1:]]))
         names = ("beta_groups", "beta", "ridge_lambda", "r2", "r2_by_class")
@@ -236,7 +237,7 @@ class Implementation:
             self._measuring(ledger),
             variables.__getitem__,
             blanks,
-            *replicate((reduced, centroids)),
+            *replicate((reduced, centroids, np.tile(np.arange(problem.num_classes), (problem.num_classes, 1)))),
         )
         k = settings.num_prototypes
         rows = stage_measure.Rows(

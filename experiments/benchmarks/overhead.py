@@ -29,6 +29,7 @@ from jax.sharding import SingleDeviceSharding
 
 from i2x_jax import models
 from i2x_jax.evidence import measuring, prototypes
+from i2x_jax.explanation.rivals import MANY_CLASSES, RIVALS
 from i2x_jax.models import Model
 
 # Network: image shape, classes, images a batch.
@@ -96,28 +97,37 @@ def programs(model: Model, variables: Any, images: jax.ShapeDtypeStruct, steps: 
     pca = prototypes.Pca(*(shaped(shape, np.float32) for shape in ((d,), (dims, d), (dims,))))
     assign = measuring.assign_locations.__wrapped__
     places = jax.eval_shape(assign, pca, centroids := shaped((count, dims), np.float32), features)
-    take = functools.partial(measuring.take.__wrapped__, model, measuring.Measuring(count))
+    (num_classes,) = jax.eval_shape(model.head, variables, features).shape[1:]
+    kept = shaped((batch, RIVALS), np.int32) if num_classes > RIVALS else None
+    settings = measuring.Measuring(count, narrow=num_classes > MANY_CLASSES)
+    take = functools.partial(measuring.take.__wrapped__, model, settings)
     account = functools.partial(measuring.account.__wrapped__, model)
-    given = (variables, features, labels, places, blank)
+    given = (variables, features, labels, places, blank, kept)
     taken = jax.eval_shape(take, *given)
-    both = ((variables,) * 2, (blank,) * 2, (taken.end,) * 2, places, labels, mask)
-    accounts = jax.eval_shape(account, *both).account
-    moments = measuring.class_moments.__wrapped__
+    between = measuring.Between((variables,) * 2, (blank,) * 2, (taken.end,) * 2)
+    accounts = jax.eval_shape(account, between, places, labels, mask, kept)
+    class_sums = functools.partial(measuring.class_sums.__wrapped__, num_classes=num_classes)
+    path_differences = functools.partial(measuring.path_differences.__wrapped__, model, all_kept=kept is None)
+    sums = {"contribution": jax.eval_shape(class_sums, taken.evidence, labels, mask)}
+    of_interval = {"seeing": accounts.seeing, "weighing": accounts.weighing, "bias": accounts.bias}
+    added = measuring.added.__wrapped__
     return [
         Program("features", steps, False, model.features, (variables, images)),
         Program("assign_locations", 1, False, assign, (pca, centroids, features)),
         Program("take", steps, False, take, given),
-        Program("class_moments", steps, False, moments, (taken.evidence, labels, mask)),
+        Program("class_sums", steps, False, class_sums, (taken.evidence, labels, mask)),
         Program("largest", steps, False, measuring.largest.__wrapped__, (taken.error, mask)),
-        Program("account", steps - 1, True, account, both),
-        Program("summed", steps, True, measuring.summed.__wrapped__, (taken.end.sums, mask)),
+        Program("added", steps, False, added, (sums, sums)),
+        Program("account", steps - 1, True, account, (between, places, labels, mask, kept)),
+        Program("added, of intervals", steps - 1, True, added, (of_interval, of_interval)),
+        Program("summed", steps, False, measuring.summed.__wrapped__, (taken.sums, mask)),
         Program("path_error", steps, True, measuring.path_error.__wrapped__, (taken.end, mask)),
         Program(
             "path_differences",
             steps - 2,
             True,
-            measuring.path_differences.__wrapped__,
-            (taken.end, taken.end, accounts, labels, mask),
+            path_differences,
+            (between, places, accounts.account, labels, mask),
         ),
     ]
 

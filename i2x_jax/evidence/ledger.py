@@ -23,14 +23,28 @@ SMALL_CHANGE = 1e-4
 PATH_POINTS = 16
 
 
+class Kept(NamedTuple):
+    """Which classes of each sample are accounted for, where that is not all of them.
+
+    A share is about the mean over all classes; so that mean is carried along, as one more column.
+
+    Attributes:
+      classes: int `[B, R]`.
+      mean: `[B, M]`, the weights of that mean, which add up to one.
+    """
+
+    classes: jax.Array
+    mean: jax.Array
+
+
 class End(NamedTuple):
     """One end of an interval, of a batch, behind a global average pool and a linear head.
 
     Attributes:
       sums: `[B, K, d]`, features summed over the locations of each prototype and divided by the number of locations.
       logits: `[B, M]`.
-      weights: `[d, M]` of the head.
-      bias: `[M]` of the head.
+      weights: `[d, M]` of the head, or `[B, d, R+1]` of `columns`.
+      bias: `[M]` of the head, or `[B, R+1]`.
     """
 
     sums: jax.Array
@@ -41,6 +55,8 @@ class End(NamedTuple):
 
 class Parts(NamedTuple):
     """Additive parts of a change of logits, or, by `shares`, of confidence.
+
+    With `Kept` classes logits have R+1 columns, the last of which is their mean over all classes, and confidences R.
 
     Attributes:
       seeing: `[B, K, M]`, because the features at a prototype's places changed.
@@ -67,6 +83,32 @@ def prototype_sums(features: jax.Array, assignments: jax.Array, num_prototypes: 
     return jnp.einsum("bnk,bnd->bkd", members, flat, precision="highest") / (height * width)
 
 
+def keep(classes: jax.Array, before: jax.Array, after: jax.Array) -> Kept:
+    """Accounts for some classes of each sample, between two sets of logits.
+
+    Args:
+      classes: int `[B, R]`.
+      before: logits `[B, M]` at the first end.
+      after: logits `[B, M]` at the other.
+    """
+    means = logarithmic_means(before, after)
+    return Kept(classes, means / means.sum(-1, keepdims=True))
+
+
+def columns(weights: jax.Array, bias: jax.Array, kept: Kept) -> tuple[jax.Array, jax.Array]:
+    """A linear head `[d, M]`, `[M]` for the kept classes of each sample and their mean: `[B, d, R+1]`, `[B, R+1]`."""
+    with jax.default_matmul_precision("highest"):
+        means = (kept.mean @ weights.T)[:, None], (kept.mean @ bias)[:, None]
+    rows = jnp.concatenate([weights.T[kept.classes], means[0]], axis=1)
+    return jnp.swapaxes(rows, 1, 2), jnp.concatenate([bias[kept.classes], means[1]], axis=1)
+
+
+def directions(kept: Kept) -> jax.Array:
+    """Weights on the logits that give those of the kept classes, and their mean: `[R+1, B, M]`."""
+    classes = jax.nn.one_hot(kept.classes.T, kept.mean.shape[1], dtype=kept.mean.dtype)
+    return jnp.concatenate([classes, kept.mean[None]])
+
+
 def linear_parts(before: End, after: End) -> Parts:
     """Parts of the change of logits between two ends of an interval (DESIGN 2.10); their sum is exact.
 
@@ -78,7 +120,7 @@ def linear_parts(before: End, after: End) -> Parts:
     return Parts(
         seeing=jnp.matmul(change, weights, precision="highest"),
         weighing=jnp.matmul(mean, weights_change, precision="highest"),
-        bias=(after.bias - before.bias)[None],
+        bias=jnp.atleast_2d(after.bias - before.bias),
     )
 
 
@@ -94,40 +136,48 @@ def logarithmic_means(before: jax.Array, after: jax.Array) -> jax.Array:
     return jnp.exp(larger) * jnp.where(small, 1 - change / 2 + change**2 / 6, ratio)
 
 
-def shares(parts: jax.Array, means: jax.Array) -> jax.Array:
+def shares(parts: jax.Array, means: jax.Array, about: jax.Array | None = None) -> jax.Array:
     """The shares in the changes of confidence of additive parts of the changes of logits.
 
     A class's confidence rises by what raises its logit beyond the mean of all logits, weighted by logarithmic means:
     so a constant added to all logits has no share, and shares add up to zero over the classes.
 
     Args:
-      parts: `[B, ..., M]`, in logits.
-      means: `[B, M]` of `logarithmic_means`.
+      parts: `[B, ..., M]`, in logits; or of some classes.
+      means: `[B, M]` of `logarithmic_means`, of the same classes.
+      about: `[B, ..., 1]`, the mean of the parts over all classes, where these are not all.
 
     Returns:
-      `[B, ..., M]`, in confidence.
+      As `parts`, in confidence.
     """
     means = means.reshape(len(means), *(1,) * (parts.ndim - 2), means.shape[-1])
-    mean_part = (parts * means).sum(-1, keepdims=True) / means.sum(-1, keepdims=True)
-    return means * (parts - mean_part)
+    if about is None:
+        about = (parts * means).sum(-1, keepdims=True) / means.sum(-1, keepdims=True)
+    return means * (parts - about)
 
 
-def confidence_parts(parts: Parts, before: jax.Array, after: jax.Array) -> Parts:
+def confidence_parts(parts: Parts, before: jax.Array, after: jax.Array, kept: Kept | None = None) -> Parts:
     """Parts of the change of logits as parts of the change of confidence, which they add up to.
 
     Args:
       parts: in logits.
       before: logits `[B, M]` at the first end.
       after: logits `[B, M]` at the other.
+      kept: the classes that `parts` are of; None for all.
     """
     means = logarithmic_means(before, after)
-    bias = jnp.broadcast_to(parts.bias, means.shape)
-    return Parts(shares(parts.seeing, means), shares(parts.weighing, means), shares(bias, means))
+    if kept is None:
+        bias = jnp.broadcast_to(parts.bias, means.shape)
+        return Parts(shares(parts.seeing, means), shares(parts.weighing, means), shares(bias, means))
+    means = jnp.take_along_axis(means, kept.classes, axis=1)
+    return Parts(*(shares(each[..., :-1], means, each[..., -1:]) for each in parts))
 
 
-def residual(parts: Parts, before: jax.Array, after: jax.Array) -> jax.Array:
-    """How far `confidence_parts` miss the change of confidence: `[B]`, the largest over the classes."""
+def residual(parts: Parts, before: jax.Array, after: jax.Array, kept: Kept | None = None) -> jax.Array:
+    """How far `confidence_parts` miss the change of confidence: `[B]`, the largest over their classes."""
     change = jax.nn.softmax(after) - jax.nn.softmax(before)
+    if kept is not None:
+        change = jnp.take_along_axis(change, kept.classes, axis=1)
     return jnp.abs((parts.seeing + parts.weighing).sum(1) + parts.bias - change).max(-1)
 
 
@@ -136,7 +186,7 @@ def account_of(parts: Parts, labels: jax.Array) -> jax.Array:
 
     Args:
       parts: of `confidence_parts`.
-      labels: int `[B]`, the class whose confidence is accounted for.
+      labels: int `[B]`, which of their classes' confidence is accounted for, by its number among them.
     """
     both = jnp.concatenate([parts.seeing + parts.weighing, parts.bias[:, None]], axis=1)
     return jnp.take_along_axis(both, labels[:, None, None], axis=2)[:, :, 0]
@@ -146,8 +196,8 @@ class Path(NamedTuple):
     """Evidence of locations under a head that is not linear, along the line from the blank image's features.
 
     Attributes:
-      evidence: `[B, K, M]`, by prototype; with `start` it adds up to the logits.
-      start: `[1, M]`, the logits at the blank's features; what could not be spread is added to it, `[B, M]` then.
+      evidence: `[B, K, M]`, by prototype; with `start` it adds up to the logits. Or of R+1 `directions`.
+      start: `[B, M]`, the logits at the blank's features, and what could not be spread.
       error: `[B]`, how far the points of the path missed the logits before what was missing was spread.
     """
 
@@ -162,6 +212,7 @@ def path_evidence(
     blank: jax.Array,
     assignments: jax.Array,
     num_prototypes: int,
+    toward: jax.Array | None = None,
 ) -> Path:
     """Integrated gradients of every logit along the straight line from a blank image's features (DESIGN 2.10).
 
@@ -175,11 +226,12 @@ def path_evidence(
       blank: `[1, h, w, d]`, of the blank image at the same checkpoint.
       assignments: int `[B, h, w]`.
       num_prototypes: K, static under jit.
+      toward: `[C, B, M]`, weights on the logits, such as `directions`; None for each logit.
     """
     with jax.default_matmul_precision("highest"):
         start, logits = head(blank), head(features)
         away = features - blank
-        classes = jnp.eye(logits.shape[-1], dtype=logits.dtype)
+        classes = jnp.eye(logits.shape[-1], dtype=logits.dtype) if toward is None else toward
 
         def add_point(total, place):
             _, gradient = jax.vjp(head, blank + place * away)
@@ -194,6 +246,9 @@ def path_evidence(
         by_location, _ = jax.lax.scan(add_point, nothing, places)
         members = jax.nn.one_hot(assignments, num_prototypes, dtype=logits.dtype)
         evidence = jnp.einsum("bhwk,mbhw->bkm", members, by_location)
+        if toward is not None:
+            start = jnp.broadcast_to(start, logits.shape)
+            start, logits = (jnp.einsum("bm,cbm->bc", each, toward) for each in (start, logits))
         missing = logits - start - evidence.sum(1)
         size = jnp.abs(evidence).sum(1)
         spread = jnp.where(size > 0, missing / jnp.where(size > 0, size, 1), 0)

@@ -33,6 +33,7 @@ class Measuring(NamedTuple):
       pair: two classes whose margin's signed intensity is measured too (DESIGN 2.8), as labels; () for none.
       ledger: whether changes of confidence are accounted for; behind a head that is not linear that takes 48 M backward
         passes of the head a checkpoint, all else M + 1.
+      narrow: whether confidences are those in the kept classes, and the sum of the others.
     """
 
     num_prototypes: int
@@ -40,17 +41,19 @@ class Measuring(NamedTuple):
     target: str = "label"
     pair: tuple[int, ...] = ()
     ledger: bool = True
+    narrow: bool = False
 
 
 class Taken(NamedTuple):
-    """What a checkpoint takes from a batch.
+    """What a checkpoint takes from a batch; where only some classes are kept for each sample, M is R below.
 
     Attributes:
       intensity: `[B, K]`, in logits.
-      confidence: `[B, M]`, softmax.
+      confidence: `[B, M]`, softmax of all classes; if `narrow` `[B, R+1]`.
       margin: `[B, K]`, signed intensity of the pair's margin, in logits; None without a pair.
       maps: saliency `[B, h, w]`.
       evidence: `[B, K, M]`, contributions, in logits.
+      sums: `[B, K, d]` of `ledger.prototype_sums`.
       error: `[B]`, how far contributions and bias miss the logits, relative to the largest |logit|.
       finite: whether intensity and confidence hold neither NaN nor infinity.
       end: what the ledger needs of the checkpoint; None without a ledger.
@@ -61,6 +64,7 @@ class Taken(NamedTuple):
     margin: jax.Array | None
     maps: jax.Array
     evidence: jax.Array
+    sums: jax.Array
     error: jax.Array
     finite: jax.Array
     end: "End | None"
@@ -70,7 +74,7 @@ class End(NamedTuple):
     """What the ledger needs of the checkpoint at one end of an interval.
 
     Attributes:
-      logits: `[B, M]`.
+      logits: `[B, M]`, always of all classes.
       own: `[B, K, M]`, evidence under the checkpoint's own head, which adds up with `start` to the logits.
       start: `[B or 1, M]`, what belongs to no place.
       sums: `[B, K, d]` of `ledger.prototype_sums`.
@@ -105,9 +109,9 @@ class Account(NamedTuple):
 
     Attributes:
       account: `[B, K+1]`, of the label's confidence: prototypes, and last what belongs to no place.
-      seeing: `ClassSums` of `[M, K, M]`: class of the sample, prototype, class of the confidence; so `weighing`.
+      seeing: `ClassSums` of `[M, K, M or R]`: class of the sample, prototype, class of the confidence; so `weighing`.
       weighing: see `seeing`.
-      bias: `[M, M]`, sums over the samples of each class.
+      bias: `[M, M or R]`, sums over the samples of each class.
       residual: the largest over the samples, see `ledger.residual`.
       logit: the largest absolute logit at either end.
     """
@@ -142,6 +146,7 @@ def take(
     labels: jax.Array,
     assignments: jax.Array,
     blank: jax.Array,
+    kept: jax.Array | None = None,
 ) -> Taken:
     """Everything that is measured on a batch at one checkpoint, from one forward pass of the backbone.
 
@@ -156,6 +161,7 @@ def take(
       labels: int32 `[B]`.
       assignments: int `[B, h, w]`, the prototype of every location.
       blank: `[1, h, w, d]`, features of the blank image at this checkpoint.
+      kept: int `[B, R]`, the classes that contributions are to and that are accounted for; None for all.
     """
     with jax.default_matmul_precision("highest"):
         # Logits as numbers: fused into what follows, they may differ from their own maximum by rounding, which is much
@@ -165,127 +171,194 @@ def take(
     maps = saliency_maps(model, variables, features, classes, cam=settings.cam)
     with jax.default_matmul_precision("highest"):
         sums = ledger.prototype_sums(features, assignments, settings.num_prototypes)
-        if model.linear_head:
-            evidence = jnp.matmul(sums, model.linear_head(variables)[0])
-        else:
-            members = jax.nn.one_hot(assignments, settings.num_prototypes)
-            evidence = jnp.einsum("bhwk,bhwm->bkm", members, contributions(model, variables, features))
-        error = jnp.abs(evidence.sum(1) + bias(model, variables) - logits).max(-1)
-        error = error / jnp.maximum(jnp.abs(logits).max(-1), LEAST_LOGIT)
+        evidence, missed = _contributions(model, variables, features, assignments, sums, logits, kept)
+        error = jnp.abs(missed).max(-1) / jnp.maximum(jnp.abs(logits).max(-1), LEAST_LOGIT)
     margin = None
     if settings.pair:
         pair = jnp.broadcast_to(jnp.array(settings.pair)[:, None], (2, len(labels)))
         signed = saliency_maps(model, variables, features, pair[0], against=pair[1], cam=settings.cam)
         margin = prototypes.intensity(signed, assignments, settings.num_prototypes)
     intensity, confidence = prototypes.intensity(maps, assignments, settings.num_prototypes), jax.nn.softmax(logits)
+    if settings.narrow:
+        confidence = jnp.take_along_axis(confidence, kept, axis=1)
+        confidence = jnp.concatenate([confidence, jnp.maximum(1 - confidence.sum(1, keepdims=True), 0)], axis=1)
+    end = None
+    if settings.ledger:
+        end = _end(model, variables, (features, assignments, blank), kept, logits, sums, evidence)
     return Taken(
         intensity=intensity,
         confidence=confidence,
         margin=margin,
         maps=maps,
         evidence=evidence,
+        sums=sums,
         error=error,
         finite=jnp.isfinite(intensity).all() & jnp.isfinite(confidence).all(),
-        end=_end(model, variables, features, assignments, blank, logits, sums, evidence) if settings.ledger else None,
+        end=end,
     )
 
 
-def _end(model, variables, features, assignments, blank, logits, sums, evidence):
+def _contributions(model, variables, features, assignments, sums, logits, kept):
+    """Contributions `[B, K, M or R]` to the logits, and by how much they miss them without the bias `[B, M or R]`."""
+    start = bias(model, variables)
+    if model.linear_head:
+        weights = model.linear_head(variables)[0]
+        if kept is None:
+            evidence = jnp.matmul(sums, weights)
+            return evidence, evidence.sum(1) + start - logits
+        # All logits are held against the sums; only the kept ones are split.
+        return jnp.einsum("bkd,brd->bkr", sums, weights.T[kept]), sums.sum(1) @ weights + start - logits
+    members = jax.nn.one_hot(assignments, sums.shape[1])
+    evidence = jnp.einsum("bhwk,bhwm->bkm", members, contributions(model, variables, features, kept))
+    if kept is not None:
+        start, logits = start[kept], jnp.take_along_axis(logits, kept, axis=1)
+    return evidence, evidence.sum(1) + start - logits
+
+
+def _end(model, variables, seen, kept, logits, sums, evidence):
     if model.linear_head:
         return End(logits, evidence, model.linear_head(variables)[1][None], sums, None, jnp.zeros(len(logits)))
-    path = _path(model, variables, features, assignments, blank, sums.shape[1])
-    return End(logits, path.evidence, path.start, sums, features, path.error)
+    toward = None if kept is None else jax.nn.one_hot(kept.T, logits.shape[1], dtype=logits.dtype)
+    path = _path(model, variables, seen, sums.shape[1], toward)
+    return End(logits, path.evidence, path.start, sums, seen[0], path.error)
 
 
-def _path(model, variables, features, assignments, blank, num_prototypes):
-    return ledger.path_evidence(functools.partial(model.head, variables), features, blank, assignments, num_prototypes)
+def _path(model, variables, seen, num_prototypes, toward):
+    features, assignments, blank = seen
+    head = functools.partial(model.head, variables)
+    return ledger.path_evidence(head, features, blank, assignments, num_prototypes, toward)
+
+
+class Between(NamedTuple):
+    """What lies between two checkpoints, the earlier first, of a batch.
+
+    Attributes:
+      variables: of the two.
+      blanks: `[1, h, w, d]` each, features of the blank image.
+      ends: of `take`.
+    """
+
+    variables: Sequence[Variables]
+    blanks: Sequence[jax.Array]
+    ends: Sequence[End]
 
 
 @functools.partial(jit, inference=True, static_argnames="model")
 def account(
     model: Model,
-    variables: Sequence[Variables],
-    blanks: Sequence[jax.Array],
-    ends: Sequence[End],
+    between: Between,
     assignments: jax.Array,
     labels: jax.Array,
     mask: jax.Array,
+    kept: jax.Array | None = None,
 ) -> Account:
     """The ledger of one interval of a batch.
 
     Args:
       model: the classifier.
-      variables: of the two checkpoints, the earlier first; so all that come in twos.
-      blanks: `[1, h, w, d]` each, features of the blank image.
-      ends: of `take`.
+      between: the two checkpoints.
       assignments: int `[B, h, w]`.
       labels: int32 `[B]`.
       mask: bool `[B]`, False for rows that do not count.
+      kept: int `[B, R]`, the classes that are accounted for, the label among them; None for all.
     """
-    before, after = ends
-    parts = parts_between(model, variables, blanks, ends, assignments)
-    missed = ledger.residual(parts, before.logits, after.logits)
-    size = jnp.maximum(jnp.abs(before.logits), jnp.abs(after.logits)).max(-1)
+    logits = [end.logits for end in between.ends]
+    focus = None if kept is None else ledger.keep(kept, *logits)
+    parts = parts_between(model, between, assignments, focus)
+    missed = ledger.residual(parts, *logits, focus)
+    size = jnp.maximum(*map(jnp.abs, logits)).max(-1)
+    own = labels if kept is None else jnp.argmax(kept == labels[:, None], axis=1)
+    num_classes = logits[0].shape[1]
     return Account(
-        account=ledger.account_of(parts, labels),
-        seeing=class_sums(parts.seeing, labels, mask),
-        weighing=class_sums(parts.weighing, labels, mask),
-        bias=_by_class(parts.bias, labels, mask),
+        account=ledger.account_of(parts, own),
+        seeing=class_sums(parts.seeing, labels, mask, num_classes),
+        weighing=class_sums(parts.weighing, labels, mask, num_classes),
+        bias=_by_class(parts.bias, labels, mask, num_classes),
         residual=jnp.where(mask, missed, 0).max(),
         logit=jnp.where(mask, size, 0).max(),
     )
 
 
 def parts_between(
-    model: Model,
-    variables: Sequence[Variables],
-    blanks: Sequence[jax.Array],
-    ends: Sequence[End],
-    assignments: jax.Array,
+    model: Model, between: Between, assignments: jax.Array, kept: ledger.Kept | None = None
 ) -> ledger.Parts:
-    """Parts of the change of confidence between two checkpoints, sample by sample; arguments as in `account`."""
-    before, after = ends
+    """Parts of the change of confidence between two checkpoints, sample by sample.
+
+    Args:
+      model: the classifier.
+      between: the two checkpoints.
+      assignments: int `[B, h, w]`.
+      kept: the classes that are accounted for; None for all.
+    """
+    (before, after), k = between.ends, between.ends[0].sums.shape[1]
     if model.linear_head:
-        heads = [model.linear_head(held) for held in variables]
-        logits = ledger.linear_parts(
-            *(ledger.End(end.sums, end.logits, *head) for end, head in zip(ends, heads, strict=True))
-        )
+        heads = [model.linear_head(held) for held in between.variables]
+        if kept is not None:
+            heads = [ledger.columns(*head, kept) for head in heads]
+        ends = [ledger.End(end.sums, end.logits, *head) for end, head in zip(between.ends, heads, strict=True)]
+        logits = ledger.linear_parts(*ends)
     else:
-        # The features of either end under the head of the other.
-        crossed = [
-            _path(model, held, end.features, assignments, blank, before.own.shape[1])
-            for held, end, blank in zip(reversed(variables), ends, blanks, strict=True)
-        ]
-        own = [ledger.Path(end.own, end.start, end.path_error) for end in ends]
+        toward = None if kept is None else ledger.directions(kept)
+
+        def under(variables):
+            """The features of either end under a head each."""
+            return [
+                _path(model, held, (end.features, assignments, blank), k, toward)
+                for held, end, blank in zip(variables, between.ends, between.blanks, strict=True)
+            ]
+
+        crossed = under(tuple(reversed(between.variables)))
+        if kept is None:
+            own = [ledger.Path(end.own, end.start, end.path_error) for end in between.ends]
+        else:
+            # The mean over all classes is weighted by both ends: what a checkpoint took alone does not hold it.
+            own = under(between.variables)
         logits = ledger.path_parts((own[0], crossed[0]), (crossed[1], own[1]))
-    return ledger.confidence_parts(logits, before.logits, after.logits)
+    return ledger.confidence_parts(logits, before.logits, after.logits, kept)
 
 
-def coarse_account(before: End, after: End, labels: jax.Array) -> jax.Array:
-    """`ledger.account_of` between checkpoints that others lie between: `[B, K+1]`; the split is left out."""
-    nothing = jnp.zeros_like(before.own)
-    parts = ledger.Parts(after.own - before.own, nothing, jnp.atleast_2d(after.start - before.start))
-    return ledger.account_of(ledger.confidence_parts(parts, before.logits, after.logits), labels)
+def coarse_account(
+    model: Model, between: Between, assignments: jax.Array, labels: jax.Array, all_kept: bool = True
+) -> jax.Array:
+    """`ledger.account_of` between checkpoints that others lie between: `[B, K+1]`; the split is left out.
+
+    Args:
+      model: the classifier.
+      between: the two checkpoints.
+      assignments: int `[B, h, w]`.
+      labels: int32 `[B]`.
+      all_kept: whether `End.own` is of all classes.
+    """
+    before, after = between.ends
+    if all_kept:
+        nothing = jnp.zeros_like(before.own)
+        parts = ledger.Parts(after.own - before.own, nothing, jnp.atleast_2d(after.start - before.start))
+        return ledger.account_of(ledger.confidence_parts(parts, before.logits, after.logits), labels)
+    only = ledger.keep(labels[:, None], before.logits, after.logits)
+    return ledger.account_of(parts_between(model, between, assignments, only), jnp.zeros_like(labels))
 
 
-@jax.jit
-def class_sums(values: jax.Array, labels: jax.Array, mask: jax.Array) -> ClassSums:
-    """Sums of `[B, K, M]` over the samples of each class, and of the squares: `[M, K, M]` each.
+@functools.partial(jax.jit, static_argnames="num_classes")
+def class_sums(values: jax.Array, labels: jax.Array, mask: jax.Array, num_classes: int) -> ClassSums:
+    """Sums of `[B, K, C]` over the samples of each class, and of the squares: `[M, K, C]` each.
 
     Args:
       values: of the samples.
       labels: int32 `[B]`.
       mask: bool `[B]`, False for rows that do not count.
+      num_classes: M.
     """
     size = jnp.abs(values).max(where=mask[:, None, None], initial=0.0)
     # Within these bounds dividing by 1 changes no bit; beyond, what is small beside what is large is lost.
     scale = jnp.where((size > LARGEST_SQUARED) & jnp.isfinite(size), size, 1.0)
     scaled = values / scale
-    return ClassSums(_by_class(scaled, labels, mask), _by_class(scaled**2, labels, mask), scale)
+    return ClassSums(
+        _by_class(scaled, labels, mask, num_classes), _by_class(scaled**2, labels, mask, num_classes), scale
+    )
 
 
-def _by_class(values, labels, mask):
-    of_class = jax.nn.one_hot(labels, values.shape[-1]) * mask[:, None]
+def _by_class(values, labels, mask, num_classes):
+    of_class = jax.nn.one_hot(labels, num_classes) * mask[:, None]
     return jnp.einsum("bs,b...->s...", of_class, values, precision="highest")
 
 
@@ -301,6 +374,24 @@ def largest(values: jax.Array, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, values, 0).max()
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def added(totals: dict[str, jax.Array | ClassSums], sums: dict[str, jax.Array | ClassSums]) -> dict:
+    """Sums by name with those of another batch added; of those called `largest_` the larger."""
+
+    def both(name, one, other):
+        if name.startswith("largest_"):
+            return jnp.maximum(one, other)
+        if not isinstance(one, ClassSums):
+            return one + other
+        scale = jnp.maximum(one.scale, other.scale)
+        share, more = one.scale / scale, other.scale / scale
+        return ClassSums(
+            share * one.total + more * other.total, share**2 * one.squares + more**2 * other.squares, scale
+        )
+
+    return {name: both(name, one, sums[name]) for name, one in totals.items()}
+
+
 @jax.jit
 def path_error(end: End, mask: jax.Array) -> jax.Array:
     """How far the path missed the logits, as a share of their spread, summed over the samples that count."""
@@ -308,20 +399,28 @@ def path_error(end: End, mask: jax.Array) -> jax.Array:
     return jnp.where(mask, end.path_error / jnp.maximum(spread, LEAST_LOGIT), 0).sum()
 
 
-@jax.jit
+@functools.partial(jit, inference=True, static_argnames=("model", "all_kept"))
 def path_differences(
-    before: End, after: End, halves: jax.Array, labels: jax.Array, mask: jax.Array
+    model: Model,
+    between: Between,
+    assignments: jax.Array,
+    halves: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    all_kept: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """How far the account over two intervals at once is from the sum of both, in L1, and its own size; summed.
 
     Args:
-      before: the first checkpoint.
-      after: the one after the next.
+      model: the classifier.
+      between: a checkpoint, and the one after the next.
+      assignments: int `[B, h, w]`.
       halves: `[B, K+1]`, the sum of the accounts of both intervals.
       labels: int32 `[B]`.
       mask: bool `[B]`, False for rows that do not count.
+      all_kept: whether `End.own` is of all classes.
     """
-    coarse = coarse_account(before, after, labels)
+    coarse = coarse_account(model, between, assignments, labels, all_kept)
     return jnp.abs(coarse - halves).sum(-1) @ mask, jnp.abs(coarse).sum(-1) @ mask
 
 

@@ -145,12 +145,12 @@ def account_image(
         for variables, features in zip(checkpoints, blanks, strict=True)
     ]
     parts = [
-        fetch(_parts(model, checkpoints[t : t + 2], blanks[t : t + 2], ends[t : t + 2], places))
+        fetch(_parts(model, measuring.Between(checkpoints[t : t + 2], blanks[t : t + 2], ends[t : t + 2]), places))
         for t in range(len(checkpoints) - 1)
     ]
     return ledger.Parts(*(np.stack([part[0] for part in member]) for member in zip(*parts, strict=True)))
 
 
 @functools.partial(jit, inference=True, static_argnames="model")
-def _parts(model, variables, blanks, ends, assignments):
-    return measuring.parts_between(model, variables, blanks, ends, assignments)
+def _parts(model, between, assignments):
+    return measuring.parts_between(model, between, assignments)

@@ -122,7 +122,7 @@ def saliency_maps(
         return maps if against is not None else jax.nn.relu(maps)
 
 
-def contributions(model: Model, variables: Variables, features: jax.Array) -> jax.Array:
+def contributions(model: Model, variables: Variables, features: jax.Array, kept: jax.Array | None = None) -> jax.Array:
     """Evidence of each location for each class, `F_j . dlogit_c/dF_j`: signed, in logits (DESIGN 2.4).
 
     Over all locations it sums to the logit less `bias` for a global-average-pool + linear head; for other heads it is
@@ -132,20 +132,25 @@ def contributions(model: Model, variables: Variables, features: jax.Array) -> ja
       model: whose head is explained.
       variables: of the model.
       features: `[B, h, w, d]`.
+      kept: int `[B, R]`, the classes wanted of each sample; None for all.
 
     Returns:
-      float32 `[B, h, w, M]`.
+      float32 `[B, h, w, M]`, or `[B, h, w, R]`.
     """
     with jax.default_matmul_precision("highest"):
         if model.linear_head:
-            return features @ model.linear_head(variables)[0] / (features.shape[1] * features.shape[2])
+            weights, places = model.linear_head(variables)[0], features.shape[1] * features.shape[2]
+            if kept is None:
+                return features @ weights / places
+            return jnp.einsum("bhwd,brd->bhwr", features, weights.T[kept]) / places
         # One class at a time: the gradients of all would be M feature maps a sample.
         logits, gradient = jax.vjp(lambda f: model.head(variables, f), features)
 
         def of_class(weights):
             return (features * gradient(jnp.broadcast_to(weights, logits.shape))[0]).sum(-1)
 
-        return jnp.moveaxis(jax.lax.map(of_class, jnp.eye(logits.shape[-1], dtype=logits.dtype)), 0, -1)
+        wanted = jnp.arange(logits.shape[-1]) if kept is None else kept.T
+        return jnp.moveaxis(jax.lax.map(of_class, jax.nn.one_hot(wanted, logits.shape[-1], dtype=logits.dtype)), 0, -1)
 
 
 def bias(model: Model, variables: Variables) -> jax.Array:

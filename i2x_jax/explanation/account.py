@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from i2x_jax.explanation.rivals import column_of
 from i2x_jax.explanation.uncertainty import flips
 
 # Entries that are named one by one, as far as three decimals show them; the rest is one line.
@@ -150,6 +151,7 @@ def class_ledger(
     classes: Sequence[str],
     steps: np.ndarray,
     ledger: Mapping[str, np.ndarray],
+    kept: np.ndarray,
     confidence: np.ndarray,
     error: np.ndarray,
     present: np.ndarray,
@@ -160,34 +162,35 @@ def class_ledger(
       label: the class.
       classes: M names.
       steps: int [T].
-      ledger: `seeing`, `weighing` [T-1,M,K,M] and `bias` [T-1,M,M] of ledger.npz.
+      ledger: `seeing`, `weighing` [T-1,M,K,R] and `bias` [T-1,M,R] of ledger.npz.
+      kept: int [R], the rivals of the class.
       confidence: [T], mean confidence in the class over its samples.
       error: [T-1,K] of `account_error`.
       present: [K], share of the class's samples that have each prototype.
     """
     seeing, weighing = (np.asarray(ledger[name][:, label], np.float64) for name in ("seeing", "weighing"))
     both = seeing + weighing
-    intervals = []
+    column, intervals = int(np.flatnonzero(kept == label)[0]), []
     for t in range(len(both)):
-        own = both[t, :, label]
+        own = both[t, :, column]
         others = both[t].copy()
-        others[:, label] = 0
+        others[:, column] = 0
         # What one class gains the others lose: the rival is the one that moved most the other way.
         rivals = np.where(own >= 0, others.argmin(1), others.argmax(1))
         entries = tuple(
             Entry(
                 prototype=int(k),
                 change=float(own[k]),
-                seeing=float(seeing[t, k, label]),
-                weighing=float(weighing[t, k, label]),
+                seeing=float(seeing[t, k, column]),
+                weighing=float(weighing[t, k, column]),
                 error=float(error[t, k]),
-                rival=classes[rivals[k]],
+                rival=classes[kept[rivals[k]]],
                 taken=float(-others[k, rivals[k]]),
                 present=float(present[k]),
             )
             for k in np.argsort(-np.abs(own), kind="stable")
         )
-        bias = float(ledger["bias"][t, label, label])
+        bias = float(ledger["bias"][t, label, column])
         intervals.append(
             IntervalLedger(
                 int(steps[t]), int(steps[t + 1]), float(confidence[t]), float(confidence[t + 1]), entries, bias
@@ -203,20 +206,23 @@ def account_error(account: np.ndarray) -> np.ndarray:
     return account.std(axis=1, ddof=1) / np.sqrt(n) if n > 1 else np.zeros((len(account), account.shape[2]))
 
 
-def pair_ledger(ledger: Mapping[str, np.ndarray], counts: np.ndarray, a: int, b: int) -> tuple[PairEntry, ...]:
+def pair_ledger(
+    ledger: Mapping[str, np.ndarray], rivals: np.ndarray, counts: np.ndarray, a: int, b: int
+) -> tuple[PairEntry, ...]:
     """Which prototypes moved `Y_a - Y_b`, and which wavered; the largest mean change first.
 
     Args:
-      ledger: `seeing`, `weighing` [T-1,M,K,M].
+      ledger: `seeing`, `weighing` [T-1,M,K,R].
+      rivals: int [M,R].
       counts: int [M], samples of each class.
       a: a class.
-      b: another.
+      b: another, which is kept of the samples of a, and a of its own.
     """
 
     def moved(label):
         seeing, weighing = (np.asarray(ledger[name][:, label], np.float64) for name in ("seeing", "weighing"))
         both = seeing + weighing
-        return both[:, :, a] - both[:, :, b]
+        return both[:, :, column_of(rivals, label, a)] - both[:, :, column_of(rivals, label, b)]
 
     of_a, of_b = moved(a), moved(b)  # [T-1,K]
     mean = (counts[a] * of_a + counts[b] * of_b) / max(counts[a] + counts[b], 1)

@@ -12,6 +12,7 @@ import numpy as np
 from i2x_jax.config import Config, ExplainConfig
 from i2x_jax.explanation import grouping, mapping, uncertainty
 from i2x_jax.explanation.pairs import rank_pairs, soft_confusion
+from i2x_jax.explanation.rivals import choose_rivals, is_narrow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,9 @@ class Measured:
       labels: int [N].
       area: int [N,K], locations of each prototype in each sample (`uncertainty.prototype_area`).
       intensity: [T,N,K], in logits; may be a memory map, of which two checkpoints at a time are read.
-      confidence: [T,N,M], 0 to 1; may be a memory map.
-      contributions: [T,M,K,M] mean contributions (class of the sample, prototype, class of the logit), in logits.
+      rivals: int [M,R], the classes that are kept of the samples of each class.
+      confidence: [T,N,M], or [T,N,R+1] (`rivals.is_narrow`), 0 to 1; may be a memory map.
+      contributions: [T,M,K,R] mean contributions (class of the sample, prototype, class of the logit), in logits.
       counts: int [K], locations of each prototype.
       centroids: [K,D].
       validation_labels: int [Nv].
@@ -38,6 +40,7 @@ class Measured:
     labels: np.ndarray
     area: np.ndarray
     intensity: np.ndarray
+    rivals: np.ndarray
     confidence: np.ndarray
     contributions: np.ndarray
     counts: np.ndarray
@@ -111,6 +114,15 @@ def choose_pairs(config: Config, classes: Sequence[str], confidence: np.ndarray,
     return Pairs(refined, (refined, *(pair for pair in ranked[: config.explain.max_pairs] if pair != refined)))
 
 
+def choose_kept(
+    config: Config, classes: Sequence[str], confidence: np.ndarray, labels: np.ndarray
+) -> tuple[tuple[int, ...], np.ndarray]:
+    """The pair whose margin is measured, () for none, and `rivals [M,R]`; arguments as in `choose_pairs`."""
+    pairs = choose_pairs(config, classes, confidence, labels)
+    rivals = choose_rivals(soft_confusion(confidence, labels), pairs.analysed, config.explain.rivals)
+    return pairs.refined if config.explain.pair_target == "margin" else (), rivals
+
+
 def group_changes(measured: Measured, settings: ExplainConfig, progress: Progress = lambda count: None) -> Grouping:
     """HDBSCAN of the confidence changes of every interval (DESIGN 2.5).
 
@@ -182,57 +194,56 @@ def map_interval(
     """One interval of `map_changes`: its members of mapping.npz, and for each pair the deviation [K] and the fit."""
     labels, num_classes = measured.labels, len(measured.classes)
     dP, dY = difference(measured.intensity, t), difference(measured.confidence, t)
-    own = [(label,) for label in range(num_classes)]
-    with_pairs = analysed if measured.margins is None else ()
-    subsets = [tuple(range(num_classes)), *own, *with_pairs]
+    many = is_narrow(measured.rivals)
+    # Groups see the sum of the other classes' confidences too; as an output it would be of no class.
+    changes = mapping.Changes(dP, dY, labels, num_classes)
+    if many:
+        changes = changes._replace(dY=dY[:, :-1], columns=measured.rivals)
+    everything = mapping.Subset(tuple(range(num_classes)), null=not many)
+    own = [mapping.Subset((label,), *(not many,) * 3) for label in range(num_classes)]
+    with_pairs = [mapping.Subset(pair) for pair in analysed]
+    subsets = [everything, *own, *(with_pairs if measured.margins is None else ())]
     draws = mapping.Draws(seed)
     # Saliency is a mean over a prototype's locations: the total counts each by how many there are.
-    fits = mapping.map_samples(dP, dY, (dP * measured.area).sum(1), labels, num_classes, subsets, draws)
+    fits = mapping.map_samples(changes, (dP * measured.area).sum(1), subsets, draws)
+    folds = mapping.stratified_folds(labels, mapping.NUM_FOLDS, seed)
+
+    def groups_of(train):
+        ids, _ = _group(dY[train], labels[train], measured, settings)
+        return mapping.group_ids(ids, labels[train], settings.group_by)
+
     arrays = mapping_members(
         fits[0],
         fits[1 : num_classes + 1],
-        fit_groups(dP, dY, groups, labels, num_classes, settings),
-        mapping.r2_groups(
-            dP,
-            dY,
-            labels,
-            mapping.stratified_folds(labels, mapping.NUM_FOLDS, seed),
-            lambda changes, kept: mapping.group_ids(
-                _group(changes, kept, measured, settings)[0], kept, settings.group_by
-            ),
-            settings.ridge_lambda,
-        ),
+        fit_groups(changes, groups, settings),
+        mapping.r2_groups(changes, folds, groups_of, settings.ridge_lambda),
+        measured.rivals,
     )
     of_pairs = fits[num_classes + 1 :]
     if measured.margins is not None:
         rows = np.isin(labels, analysed[0])
         dP[rows] = difference(measured.margins, t)
         totals = (dP[rows] * measured.area[rows]).sum(1)
-        of_pairs = mapping.map_samples(
-            dP[rows], dY[rows], totals, labels[rows], num_classes, analysed, mapping.Draws(seed)
-        )
+        of_pairs = mapping.map_samples(changes._replace(dP=dP).of(rows), totals, with_pairs, draws)
     return arrays, {
         pair: (dP[np.isin(labels, pair)].astype(np.float32).std(axis=0, dtype=np.float64), fit)
         for pair, fit in zip(analysed, of_pairs, strict=True)
     }
 
 
-def fit_groups(
-    dP: np.ndarray, dY: np.ndarray, groups: np.ndarray, labels: np.ndarray, num_classes: int, settings: ExplainConfig
-) -> list[tuple[np.ndarray, float]]:
+def fit_groups(changes: mapping.Changes, groups: np.ndarray, settings: ExplainConfig) -> list[tuple[np.ndarray, float]]:
     """The paper's fit over all groups of an interval, and then over those of each class: (beta, lambda) each.
 
     Args:
-      dP: `[N, K]`, change of intensity.
-      dY: `[N, M]`, change of confidence.
+      changes: over the interval.
       groups: int `[N]`, as in groups.npy.
-      labels: int `[N]`.
-      num_classes: M.
       settings: of the explanation.
     """
-    ids = mapping.group_ids(groups, labels, settings.group_by)
-    rows = [slice(None), *(labels == label for label in range(num_classes))]
-    return [mapping.ridge_groups(dP[each], dY[each], ids[each], settings.ridge_lambda) for each in rows]
+    ids = mapping.group_ids(groups, changes.labels, settings.group_by)
+    rows = (np.flatnonzero(changes.labels == label) for label in range(changes.num_classes))
+    return [mapping.ridge_all_groups(changes, ids, settings.ridge_lambda)] + [
+        mapping.ridge_groups(changes.dP[each], changes.dY[each], ids[each], settings.ridge_lambda) for each in rows
+    ]
 
 
 def mapping_members(
@@ -240,20 +251,28 @@ def mapping_members(
     by_class: Sequence[mapping.SampleFit],
     by_groups: Sequence[tuple[np.ndarray, float]],
     r2_groups: tuple[float, np.ndarray],
+    rivals: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """One interval's members of mapping.npz (DESIGN section 4)."""
+    """One interval's members of mapping.npz (DESIGN section 4); of the fits by class, outputs for rivals are kept."""
+
+    def kept(outputs):
+        """Outputs [...,M] of each class as [...,R]; of many classes they are that already."""
+        return np.stack(
+            [each if each.shape[-1] == len(own) else each[..., own] for each, own in zip(outputs, rivals, strict=True)]
+        )
+
     return {
         "beta": fit.beta,
         "intercept": fit.intercept,
         "ridge_lambda": fit.ridge_lambda,
         "sign_agreement": mapping.sign_agreement(fit),
         "estimable": fit.estimable,
-        "beta_by_class": np.stack([each.beta for each in by_class]),
-        "intercept_by_class": np.stack([each.intercept for each in by_class]),
+        "beta_by_class": kept([each.beta for each in by_class]),
+        "intercept_by_class": kept([each.intercept for each in by_class]),
         "ridge_lambda_by_class": np.array([each.ridge_lambda for each in by_class]),
         "beta_groups": by_groups[0][0],
         "ridge_lambda_groups": by_groups[0][1],
-        "beta_groups_by_class": np.stack([beta for beta, _ in by_groups[1:]]),
+        "beta_groups_by_class": kept([beta for beta, _ in by_groups[1:]]),
         "ridge_lambda_groups_by_class": np.array([penalty for _, penalty in by_groups[1:]]),
         "r2": fit.r2,
         "r2_class": fit.r2_class,

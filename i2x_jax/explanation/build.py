@@ -7,6 +7,7 @@ import numpy as np
 
 from i2x_jax.explanation import pairs, uncertainty
 from i2x_jax.explanation.analysis import Grouping, Measured
+from i2x_jax.explanation.rivals import column_of, mutual, of_own_class, rival_pairs
 from i2x_jax.explanation.types import (
     SCHEMA,
     ClassEvidence,
@@ -133,7 +134,7 @@ def build_explanation(analysis: Analysis) -> Explanation:
         steps=tuple(measured.steps),
         group_by=analysis.group_by,
         fit=analysis.fit,
-        prototypes=_prototypes(measured.counts, measured.centroids, measured.contributions[-1], measured.classes),
+        prototypes=_prototypes(measured),
         per_class=_per_class(analysis),
         pairs=_pairs(measured, analysis.pairs),
         intervals=tuple(_interval(analysis, t) for t in range(len(measured.steps) - 1)),
@@ -149,14 +150,14 @@ def _per_class(analysis):
     agreement = np.where(np.sign(coefficients) == np.sign(mapping["beta"]), mapping["sign_agreement"], 0)
     support = deviation[:, :, None] * coefficients
     occurs = _occurs(measured.area, measured.labels, len(measured.classes))
-    own = measured.contributions
+    own = of_own_class(measured.contributions, measured.rivals)  # [T,M,K]
     return tuple(
         ClassExplanation(
             name=name,
             samples=np.sum(measured.labels == c),
             shared=tuple(np.flatnonzero(shared_by[c])),
             specialised=tuple(special[c]),
-            support=_supports(support[:, :, c], agreement[:, :, c], own[:, c, :, c], mapping["r2"], occurs[c]),
+            support=_supports(support[:, :, c], agreement[:, :, c], own[:, c], mapping["r2"], occurs[c]),
         )
         for c, name in enumerate(measured.classes)
     )
@@ -167,6 +168,8 @@ def _pairs(measured, scores):
     confusion = pairs.soft_confusion(confidence[-1], labels)
     taken_for = np.zeros(confusion.shape, int)
     np.add.at(taken_for, (labels, confidence[-1].argmax(axis=1)), 1)
+    # Of two classes that do not keep each other, nothing could be said but how far they are confused.
+    kept = {pair for pair in rival_pairs(measured.rivals) if mutual(measured.rivals, *pair)}
     return tuple(
         PairExplanation(
             a=classes[a],
@@ -174,10 +177,11 @@ def _pairs(measured, scores):
             told_apart=pairs.told_apart(confidence, labels, measured.steps, a, b),
             soft_confusions=(confusion[a, b], confusion[b, a]),
             confusions=(taken_for[a, b], taken_for[b, a]),
-            separating=_separating(a, b, measured.contributions[-1]),
+            separating=_separating(a, b, measured.contributions[-1], measured.rivals),
             **_analysed(scores.get((a, b))),
         )
         for a, b in pairs.rank_pairs(confusion)
+        if (a, b) in kept
     )
 
 
@@ -195,11 +199,12 @@ def _over_time(measured, groups):
     return np.array(deviation), shared(salient(before, area), labels, num_classes), special
 
 
-def _prototypes(counts, centroids, contributions, classes):
+def _prototypes(measured):
+    counts, classes = measured.counts, measured.classes
     # Row by row: differences keep the digits of near centroids, and all at once would be [K,K,D].
-    centroids = np.asarray(centroids, np.float64)
+    centroids = np.asarray(measured.centroids, np.float64)
     distances = np.stack([np.linalg.norm(centroids - centroid, axis=1) for centroid in centroids])
-    own = np.einsum("ckc->kc", contributions)  # [K,M] for the class of the sample
+    own = of_own_class(measured.contributions[-1], measured.rivals).T  # [K,M] for the class of the sample
     records = []
     for k, count in enumerate(counts):
         nearest = [j for j in np.argsort(distances[k], kind="stable") if j != k][:MAX_NEAREST]
@@ -237,9 +242,11 @@ def _supports(support, agreement, contributions, r2, occurs):
     return tuple(records)
 
 
-def _separating(a, b, contributions):
-    evidence_a = contributions[a, :, a] - contributions[a, :, b]
-    evidence_b = contributions[b, :, b] - contributions[b, :, a]
+def _separating(a, b, contributions, rivals):
+    def toward(label, other):
+        return contributions[label, :, column_of(rivals, label, other)]
+
+    evidence_a, evidence_b = toward(a, a) - toward(a, b), toward(b, b) - toward(b, a)
     strongest = np.argsort(-(abs(evidence_a) + abs(evidence_b)), kind="stable")[:MAX_SEPARATING]
     return tuple(Separating(k, evidence_a[k], evidence_b[k]) for k in strongest)
 

@@ -16,12 +16,16 @@ def soft_confusion(confidence: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
       float64 [M,M]; entry (a,b) is the mean of Y_b over the samples of a. NaN in the row of a class without samples.
     """
-    confidence, labels = np.asarray(confidence, np.float64), np.asarray(labels)
-    num_classes = confidence.shape[1]
-    confusion = np.full((num_classes, num_classes), np.nan)
+    return class_means(confidence, labels, np.shape(confidence)[1])
+
+
+def class_means(values: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Means [M,...] over the samples of every class, float64, from [N,...]; NaN for a class without samples."""
+    values, labels = np.asarray(values, np.float64), np.asarray(labels)
+    means = np.full((num_classes, *values.shape[1:]), np.nan)
     for label in np.unique(labels):
-        confusion[label] = confidence[labels == label].mean(axis=0)
-    return confusion
+        means[label] = values[labels == label].mean(axis=0)
+    return means
 
 
 def rank_pairs(confusion: np.ndarray) -> list[tuple[int, int]]:

@@ -55,9 +55,10 @@ def pair_scores(deviation: np.ndarray, fits: Sequence, a: int, b: int) -> PairSc
     ci = np.full((num_intervals, num_prototypes, 2), np.nan)
     stable = np.zeros((num_intervals, num_prototypes), bool)
     for t, fit in enumerate(fits):
-        s[t] = deviation[t] * (fit.beta[:, a] - fit.beta[:, b])
+        in_a, in_b = (a, b) if fit.outputs is None else np.searchsorted(fit.outputs, (a, b))
+        s[t] = deviation[t] * (fit.beta[:, in_a] - fit.beta[:, in_b])
         if len(fit.bootstrap):
-            refits = deviation[t] * (fit.bootstrap[:, :, a] - fit.bootstrap[:, :, b])
+            refits = deviation[t] * (fit.bootstrap[:, :, in_a] - fit.bootstrap[:, :, in_b])
             ci[t] = np.percentile(refits, [5, 95], axis=0).T
             agreement = (np.sign(refits) == np.sign(s[t])).mean(axis=0)  # NaN equals nothing
             stable[t] = (agreement >= STABLE) & (s[t] != 0)

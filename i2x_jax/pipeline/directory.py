@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -145,12 +146,23 @@ class RunDirectory:
                     f"work directory {self.path} was made with another config ({'; '.join(changed)}); allowed: the "
                     "same config; choose another workdir"
                 )
+            self._check_version()
             self._check_refinement(config)
         elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise InputError(
                 f"work directory {self.path} holds files but no {CONFIG}; allowed: an empty folder or one made by "
                 "this program; choose another workdir"
             )
+
+    def _check_version(self):
+        """Raises `InputError` if the folder was explained before there was a ledger: its files would be mixed."""
+        path = self.path / "prototypes.npz"
+        if not path.exists() or "blank.npy" in read(path, lambda path: zipfile.ZipFile(path).namelist()):
+            return
+        raise InputError(
+            f"work directory {self.path} was explained by a version of this program that kept no ledger; allowed: one "
+            "that this version began; open the old one with i2x_jax.Run, and explain in a new --workdir"
+        )
 
     def _check_refinement(self, config):
         """Raises `InputError` if there is a refinement of this name, made with other settings."""
@@ -169,7 +181,10 @@ class RunDirectory:
 
     def complete(self, step: str) -> bool:
         """Whether all files of a step are there, those of the refinement of `self.refinement`."""
-        if not all((self.path / name).exists() for name in files_of(step, self.refinement)):
+        promised = files_of(step, self.refinement)
+        if step == "evidence" and (self.path / CONFIG).exists():
+            promised = files_of(step, ledger=read_config(self.path).explain.ledger == "all")
+        if not all((self.path / name).exists() for name in promised):
             return False
         if step != "train":
             return True

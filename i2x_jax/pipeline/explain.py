@@ -26,6 +26,7 @@ def read_measured(work: Run) -> Measured:
         labels=work.dataset.labels,
         area=area,
         intensity=work.array("intensity"),
+        rivals=work.rivals,
         confidence=work.array("confidence"),
         contributions=work.arrays("contributions")["mean"],
         counts=area.sum(0),

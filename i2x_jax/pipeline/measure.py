@@ -1,26 +1,26 @@
 """The step `evidence`: all images once, by all checkpoints, to everything that is measured (DESIGN 2.3, 2.4, 2.10).
 
-Rows are done in blocks, and what a finished block adds up to is kept on disk: a run that was stopped goes on with the
+Rows are done in blocks, and what the finished ones add up to is kept on disk: a run that was stopped goes on with the
 block it was at, and ends with equal files, because blocks are added up in their order. They follow neither batches nor
 devices.
 """
 
 import hashlib
 import os
-import pathlib
 import shutil
 import stat
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from i2x_jax.config import Config, InputError
+from i2x_jax.config import InputError
 from i2x_jax.data.dataset import Batch, Dataset, batches
 from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows, replicate, shard
 from i2x_jax.evidence import measuring, prototypes
-from i2x_jax.explanation.analysis import choose_pairs
+from i2x_jax.explanation.analysis import choose_kept
+from i2x_jax.explanation.rivals import is_narrow
 from i2x_jax.models.model import Model, Variables
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.results.files import CHECKPOINTS
@@ -31,8 +31,10 @@ ROWS_PER_BLOCK = 4096
 # Bytes of variables that are held on the device for all checkpoints at once; more are read in turn.
 DEVICE_VARIABLES = 2**31
 STEP = "evidence"
-# Folder of what only serves to go on with the step: sums of blocks, and rows that are not kept as they are.
-WORKING = "working"
+# Folder of what only serves to go on with the step: sums so far, and rows that are not kept as they are.
+WORKING, SUMS, RIVALS = "working", "sums.npz", "rivals.npy"
+# The number of blocks that the sums so far are of.
+BLOCKS = "blocks"
 Sums = dict[str, np.ndarray]
 
 
@@ -46,6 +48,7 @@ class Checkpoints(NamedTuple):
       blanks: T features `[1, h, w, d]` of the blank image.
       pca: of the feature vectors.
       centroids: `[K, D]`.
+      rivals: int `[M, R]`, the classes that are kept of the samples of each class.
     """
 
     model: Model
@@ -54,6 +57,7 @@ class Checkpoints(NamedTuple):
     blanks: list[jax.Array]
     pca: prototypes.Pca
     centroids: np.ndarray
+    rivals: jax.Array
 
 
 class Rows(NamedTuple):
@@ -78,25 +82,29 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
         for split, confidence in held_out.items():
             np.savez(folder / f"{split}.npz", labels=getattr(work.splits, split).labels, confidence=confidence)
         validation = held_out["validation"][-1], work.splits.validation.labels
-        checkpoints = prepare(work, measuring_of(config, dataset.class_names, *validation))
-        rows, done = open_rows(directory, work, checkpoints.settings)
-        starts = range(0, len(dataset.labels), ROWS_PER_BLOCK)
-        batch_size = rows_at_once(config.explain.batch_size, len(dataset.labels))
+        pair, rivals = choose_kept(config, dataset.class_names, *validation)
+        explain = config.explain
+        settings = measuring.Measuring(
+            explain.num_prototypes, explain.cam, explain.target, pair, explain.ledger == "all", is_narrow(rivals)
+        )
+        checkpoints = prepare(work, settings, rivals)
+        rows, done, totals = open_rows(directory, work, settings, rivals)
+        batch_size = rows_at_once(explain.batch_size, len(dataset.labels))
         with directory.progress_bar(STEP, len(dataset.labels), "image") as bar:
-            for number, start in enumerate(starts):
+            for number, start in enumerate(range(0, len(dataset.labels), ROWS_PER_BLOCK)):
                 stop = min(start + ROWS_PER_BLOCK, len(dataset.labels))
-                if number in done:
+                if number < done:
                     bar.update(stop - start)
                     continue
                 part = dataset.take(np.arange(start, stop))
                 here = Rows(*(each if each is None else each[..., start:stop, :] for each in _by_row(rows)))
-                sums = measure_block(checkpoints, part, here, work.steps, start, batch_size, bar.update)
-                finish_block(directory, rows, number, sums)
+                add(totals, measure_block(checkpoints, part, here, work.steps, start, batch_size, bar.update))
+                finish_block(directory, rows, number, totals)
         directory.barrier("evidence written")
         blanks = [blank_parts(checkpoints, t) for t in range(len(work.steps))]
         if directory.main:
-            write_sums(directory, work, checkpoints.settings, blanks, len(starts))
-            save_margins(directory, work, rows, checkpoints.settings)
+            write_sums(directory, work, settings, rivals, blanks, totals)
+            save_margins(directory, work, rows, settings)
 
 
 def made_from(work: Run) -> str:
@@ -127,14 +135,6 @@ def _by_row(rows):
     return rows._replace(assignments=rows.assignments.reshape(n, h * w))
 
 
-def measuring_of(config: Config, classes: tuple[str, ...], confidence: np.ndarray, labels: np.ndarray):
-    """What is measured, by a run's settings and the final confidence `[n, M]` on validation samples."""
-    settings, pair = config.explain, ()
-    if settings.pair_target == "margin":
-        pair = choose_pairs(config, classes, confidence, labels).refined
-    return measuring.Measuring(settings.num_prototypes, settings.cam, settings.target, pair)
-
-
 def measure_held_out(directory: RunDirectory, work: Run) -> dict[str, np.ndarray]:
     """Confidence float32 `[T, n, M]` on validation and test samples at every checkpoint."""
     held_out = {"validation": work.splits.validation, "test": work.splits.test}
@@ -150,14 +150,14 @@ def measure_held_out(directory: RunDirectory, work: Run) -> dict[str, np.ndarray
     return {name: np.stack(values) for name, values in confidence.items()}
 
 
-def prepare(work: Run, settings: measuring.Measuring) -> Checkpoints:
-    """What all batches share, from the files of a run."""
+def prepare(work: Run, settings: measuring.Measuring, rivals: np.ndarray) -> Checkpoints:
+    """What all batches share, from the files of a run; `rivals` int `[M, R]`."""
     found, model = work.arrays("prototypes"), work.model
     variables = variables_of(work)
     blank = replicate(measuring.blank_image(found["blank"], work.dataset.images.shape[1:]))
     blanks = [measuring.batch_features(model, variables(t), blank) for t in range(len(work.steps))]
     pca = prototypes.Pca(found["mean"], found["components"], found["explained_variance_ratio"])
-    return Checkpoints(model, settings, variables, blanks, *replicate((pca, found["centroids"])))
+    return Checkpoints(model, settings, variables, blanks, *replicate((pca, found["centroids"], rivals)))
 
 
 def variables_of(work: Run) -> Callable[[int], Variables]:
@@ -170,11 +170,20 @@ def variables_of(work: Run) -> Callable[[int], Variables]:
     return held.__getitem__
 
 
-def open_rows(directory: RunDirectory, work: Run, settings: measuring.Measuring) -> tuple[Rows, set[int]]:
-    """The files that grow with the samples, and the numbers of the blocks that an earlier process has finished."""
+def open_rows(
+    directory: RunDirectory, work: Run, settings: measuring.Measuring, rivals: np.ndarray
+) -> tuple[Rows, int, Sums]:
+    """The files that grow with the samples; how many blocks an earlier process has finished, and their sums.
+
+    Args:
+      directory: of the run.
+      work: the same, to read from.
+      settings: what is measured.
+      rivals: int `[M, R]`; rows that were measured with others are measured anew.
+    """
     samples, steps = len(work.dataset.labels), len(work.steps)
     h, w, _ = work.model.feature_shape
-    k, m = settings.num_prototypes, len(work.dataset.class_names)
+    k, m = settings.num_prototypes, rivals.shape[1] + 1 if settings.narrow else len(rivals)
     wanted = {
         "assignments": (np.int16, (samples, h, w)),
         "intensity": (np.float32, (steps, samples, k)),
@@ -185,15 +194,21 @@ def open_rows(directory: RunDirectory, work: Run, settings: measuring.Measuring)
     working = directory.partial(STEP) / WORKING
     files = {name: f"{WORKING}/{name}.npy" if name == "margin" else f"{name}.npy" for name in wanted}
     if directory.main:
-        if not all(directory.kept(STEP, files[name], *what) for name, what in wanted.items() if what):
-            # Sums of blocks whose rows are lost count for nothing, now and whenever this is gone on with.
+        before = directory.partial(STEP) / RIVALS
+        same = before.exists() and np.array_equal(np.load(before), rivals)
+        if not (same and all(directory.kept(STEP, files[name], *what) for name, what in wanted.items() if what)):
+            # Sums of rows that are lost count for nothing, now and whenever this is gone on with.
             shutil.rmtree(working, ignore_errors=True)
+        np.save(before, rivals)
         working.mkdir(exist_ok=True)
     directory.barrier("blocks looked through")
     rows = Rows(**{name: what and directory.shared_memmap(STEP, files[name], *what) for name, what in wanted.items()})
-    done = {int(path.stem.removeprefix("block-")) for path in working.glob("block-*.npz")}
-    directory.barrier("blocks listed")
-    return rows, done
+    totals: Sums = {}
+    if (working / SUMS).exists():
+        with np.load(working / SUMS) as members:
+            totals = dict(members)
+    directory.barrier("blocks counted")
+    return rows, int(totals.pop(BLOCKS, 0)), totals
 
 
 def measure_block(
@@ -222,9 +237,17 @@ def measure_block(
     Raises:
       InputError: intensities or confidences that are not finite.
     """
-    totals: Sums = {}
-    found = ((batch, measure_batch(checkpoints, batch)) for batch in batches(dataset, divisible(batch_size)))
-    for batch, (written, finite, sums) in ahead(found):
+    totals: dict[str, Any] = {}
+
+    def measured():
+        nonlocal totals
+        for batch in batches(dataset, divisible(batch_size)):
+            written, finite, sums = measure_batch(checkpoints, batch)
+            # Of many classes and prototypes these are large: they stay on the device until the block is done.
+            totals = measuring.added(totals, sums) if totals else sums
+            yield batch, written, finite
+
+    for batch, written, finite in ahead(measured()):
         bad = np.flatnonzero(~np.array(fetch(finite)))
         if len(bad):
             first = offset + batch.start
@@ -236,9 +259,10 @@ def measure_block(
         for target, values in zip(rows, written, strict=True):
             if target is not None:
                 write_rows(target, place, values)
-        add(totals, fetch(sums))
         progress(place.stop - place.start)
-    return totals
+    found: Sums = {}
+    add(found, fetch(totals))
+    return found
 
 
 def write_rows(target: np.ndarray, place: slice, values: jax.Array | list[jax.Array]) -> None:
@@ -258,42 +282,39 @@ def write_rows(target: np.ndarray, place: slice, values: jax.Array | list[jax.Ar
 
 def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[jax.Array], dict[str, jax.Array]]:
     """All checkpoints of one batch, the last one first: rows, whether each is finite, and sums; all on the device."""
-    model, settings = checkpoints.model, checkpoints.settings
+    model, settings, blanks = checkpoints.model, checkpoints.settings, checkpoints.blanks
     images, labels, mask = shard((batch.images, batch.labels, batch.mask))
-    last = len(checkpoints.blanks) - 1
+    num_classes, num_kept = checkpoints.rivals.shape
+    kept = None if num_kept == num_classes else checkpoints.rivals[labels]
+    last = len(blanks) - 1
     # Each is asked for once: it may have to be read.
-    variables, after = checkpoints.variables(last), None
-    features = measuring.batch_features(model, variables, images)
+    variables = {last: checkpoints.variables(last)}
+    features = measuring.batch_features(model, variables[last], images)
     places = measuring.assign_locations(checkpoints.pca, checkpoints.centroids, features)
     taken, accounts = [None] * (last + 1), [None] * last
     sums: dict[str, jax.Array] = {}
+
+    def between(*ends):
+        return measuring.Between(*zip(*((variables[t], blanks[t], taken[t].end) for t in ends), strict=True))
+
     for t in reversed(range(last + 1)):
-        blank = checkpoints.blanks[t]
         if t < last:
-            variables, after = checkpoints.variables(t), variables
-            features = measuring.batch_features(model, variables, images)
-        taken[t] = measuring.take(model, settings, variables, features, labels, places, blank)
+            variables[t] = checkpoints.variables(t)
+            features = measuring.batch_features(model, variables[t], images)
+        taken[t] = measuring.take(model, settings, variables[t], features, labels, places, blanks[t], kept)
         if settings.ledger and t < last:
-            accounts[t] = measuring.account(
-                model,
-                (variables, after),
-                (blank, checkpoints.blanks[t + 1]),
-                (taken[t].end, taken[t + 1].end),
-                places,
-                labels,
-                mask,
-            )
-        for name, value in batch_sums(taken[t], accounts[t] if t < last else None, labels, mask).items():
-            sums[f"{name} {t}"] = value
+            accounts[t] = measuring.account(model, between(t, t + 1), places, labels, mask, kept)
+        found = batch_sums(taken[t], accounts[t] if t < last else None, labels, mask, num_classes)
+        sums |= {f"{name} {t}": value for name, value in found.items()}
         # Of every checkpoint at once, these would be as large as the features.
-        taken[t] = taken[t]._replace(maps=None, evidence=None)
+        taken[t] = taken[t]._replace(maps=None, evidence=None, sums=None)
         if settings.ledger and t + 2 <= last:
-            path = measuring.path_differences(
-                taken[t].end, taken[t + 2].end, accounts[t].account + accounts[t + 1].account, labels, mask
-            )
+            halves = accounts[t].account + accounts[t + 1].account
+            path = measuring.path_differences(model, between(t, t + 2), places, halves, labels, mask, kept is None)
             sums |= {f"coarse_missed {t}": path[0], f"coarse {t}": path[1]}
             # What lies two checkpoints back is not needed any more, and its features should not stay.
             taken[t + 2] = taken[t + 2]._replace(end=None)
+        variables.pop(t + 2, None)
     written = Rows(
         assignments=places.reshape(len(batch.labels), -1),
         intensity=[each.intensity for each in taken],
@@ -305,15 +326,15 @@ def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[ja
 
 
 def batch_sums(
-    taken: measuring.Taken, account: measuring.Account | None, labels: jax.Array, mask: jax.Array
+    taken: measuring.Taken, account: measuring.Account | None, labels: jax.Array, mask: jax.Array, num_classes: int
 ) -> dict[str, Any]:
     """What a batch adds to the sums of one checkpoint, and of the interval that begins with it; `largest_` is kept."""
     sums = {
-        "contribution": measuring.class_sums(taken.evidence, labels, mask),
+        "contribution": measuring.class_sums(taken.evidence, labels, mask, num_classes),
+        "features": measuring.summed(taken.sums, mask),
         "largest_error": measuring.largest(taken.error, mask),
     }
     if taken.end is not None:
-        sums["features"] = measuring.summed(taken.end.sums, mask)
         sums["path_error"] = measuring.path_error(taken.end, mask)
     if account is not None:
         sums |= {"seeing": account.seeing, "weighing": account.weighing}
@@ -342,8 +363,8 @@ def _add(totals, name, value):
         totals[name] = totals[name] + value
 
 
-def finish_block(directory: RunDirectory, rows: Rows, number: int, sums: Sums) -> None:
-    """Has a block counted as done: its rows are on disk before its sums have their name."""
+def finish_block(directory: RunDirectory, rows: Rows, number: int, totals: Sums) -> None:
+    """Has a block counted as done: its rows are on disk before the sums with it have their name."""
     for array in rows:
         if array is not None:
             array.flush()
@@ -352,29 +373,19 @@ def finish_block(directory: RunDirectory, rows: Rows, number: int, sums: Sums) -
         folder = directory.partial(STEP)
         unfinished = folder / WORKING / "unfinished.npz"
         with unfinished.open("wb") as file:
-            np.savez(file, **sums)
+            np.savez(file, **totals, **{BLOCKS: np.int64(number + 1)})
             file.flush()
             os.fsync(file.fileno())
-        unfinished.rename(_block(folder, number))
-
-
-def _block(folder: pathlib.Path, number: int) -> pathlib.Path:
-    return folder / WORKING / f"block-{number}.npz"
-
-
-def read_sums(folder: pathlib.Path, blocks: int) -> Iterator[Sums]:
-    """The sums of all blocks, in order."""
-    for number in range(blocks):
-        with np.load(_block(folder, number)) as members:
-            yield dict(members)
+        unfinished.rename(folder / WORKING / SUMS)
 
 
 def write_sums(
     directory: RunDirectory,
     work: Run,
     settings: measuring.Measuring,
+    rivals: np.ndarray,
     blanks: list[tuple[np.ndarray, np.ndarray]],
-    blocks: int,
+    totals: Sums,
 ) -> None:
     """contributions.npz, prototype_features.npz and ledger.npz, from the sums of all blocks.
 
@@ -382,12 +393,11 @@ def write_sums(
       directory: of the run.
       work: the same, to read from.
       settings: what was measured.
+      rivals: int `[M, R]`.
       blanks: T results of `blank_parts`.
-      blocks: how many there are.
+      totals: sums over all blocks, by name.
     """
-    folder, totals = directory.partial(STEP), {}
-    for sums in read_sums(folder, blocks):
-        add(totals, sums)
+    folder = directory.partial(STEP)
 
     def stacked(name, count):
         return np.stack([totals[f"{name} {t}"] for t in range(count)])
@@ -404,16 +414,16 @@ def write_sums(
         std=np.float32(std),
         bias=np.stack(biases),
         completeness_error=stacked("largest_error", steps),
-        blank=np.float32(blank_contributions(evidence, assignments, labels, counts, settings.num_prototypes)),
+        blank=np.float32(blank_contributions(evidence, assignments, labels, rivals, settings.num_prototypes)),
+    )
+    h, w, _ = work.model.feature_shape
+    locations = np.bincount(np.ravel(assignments), minlength=settings.num_prototypes)
+    np.savez(
+        folder / "prototype_features.npz",
+        counts=locations.astype(np.int64),
+        sums=np.float32(stacked("features", steps) * h * w),
     )
     if settings.ledger:
-        h, w, _ = work.model.feature_shape
-        locations = np.bincount(np.ravel(assignments), minlength=settings.num_prototypes)
-        np.savez(
-            folder / "prototype_features.npz",
-            counts=locations.astype(np.int64),
-            sums=np.float32(stacked("features", steps) * h * w),
-        )
         np.savez(folder / "ledger.npz", **ledger_members(stacked, steps, counts))
 
 
@@ -459,26 +469,27 @@ def blank_contributions(
     evidence: Sequence[np.ndarray],
     assignments: np.ndarray,
     labels: np.ndarray,
-    counts: np.ndarray,
+    rivals: np.ndarray,
     num_prototypes: int,
 ) -> np.ndarray:
-    """What a blank image would contribute at the places of each prototype, mean over each class: `[T, M, K, M]`.
+    """What a blank image would contribute at the places of each prototype, mean over each class: `[T, M, K, R]`.
 
     Args:
       evidence: T times `[h, w, M]`, what each location of the blank image contributes.
       assignments: int `[N, h, w]`.
       labels: int `[N]`.
-      counts: int `[M]`, samples of each class, at least 1.
+      rivals: int `[M, R]`, the classes of the logits.
       num_prototypes: K.
     """
-    places = np.prod(assignments.shape[1:])
+    places, counts = np.prod(assignments.shape[1:]), np.maximum(np.bincount(labels, minlength=len(rivals)), 1)
     members = np.zeros((len(counts), num_prototypes, places))
     for start in range(0, len(labels), ROWS_PER_BLOCK):
         part = np.asarray(assignments[start : start + ROWS_PER_BLOCK], np.int64).reshape(-1, places)
         flat = (labels[start : start + len(part), None] * num_prototypes + part) * places + np.arange(places)
         members += np.bincount(flat.ravel(), minlength=members.size).reshape(members.shape)
     share = members / counts[:, None, None]
-    return np.stack([share @ np.float64(each).reshape(places, -1) for each in evidence])
+    flat = (np.float64(each).reshape(places, -1) for each in evidence)
+    return np.stack([share @ np.moveaxis(each[:, rivals], 0, 1) for each in flat])
 
 
 def save_margins(directory: RunDirectory, work: Run, rows: Rows, settings: measuring.Measuring) -> None:

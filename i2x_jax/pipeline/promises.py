@@ -50,12 +50,23 @@ def check_promises(model: Model, variables: Any, images: np.ndarray) -> None:
             f"`head` returned probabilities for all of {len(tried)} images: none is negative, and those of an image "
             "add up to 1; allowed: logits; leave the softmax out of `head`"
         )
+    if logits.shape[1] > 1 and are_shares(logits):
+        raise InputError(
+            f"`head` returned {logits.min():.3g} to {logits.max():.3g} for {len(tried)} images, all within 0 and 1, as "
+            "a sigmoid does; allowed: logits whose softmax is the confidence; leave the sigmoid out of `head`; a "
+            "network that may see several classes in an image cannot be explained"
+        )
     heads = jit(model.head, inference=True)
     alone = np.concatenate([fetch(heads(variables, features[i : i + 1])) for i in range(len(features))])
     if _differ(alone, logits):
         raise InputError(
             f"`head` returns other logits for an image alone than beside others: {_moved(alone, logits)}; allowed: "
             "each sample for itself; switch training off in `head` (dropout, BatchNorm by the batch)"
+        )
+    if not _sees_the_map(model, variables, features):
+        raise InputError(
+            f"`head` does not depend on the map that it is given, for any of {len(tried)} images; allowed: logits of "
+            "that map; cut the network where all that decides passes through"
         )
 
 
@@ -82,6 +93,19 @@ def _compared(program, variables, tried, again: Callable[[], Callable]):
 def are_probabilities(logits: np.ndarray) -> bool:
     """Whether no number of `[B, M]` is negative and every row adds up to one."""
     return bool((logits >= 0).all() and np.allclose(logits.sum(1), 1, rtol=0, atol=ADDS_UP))
+
+
+def are_shares(logits: np.ndarray) -> bool:
+    """Whether all numbers of `[B, M]` lie from 0 to 1, and are not all the same."""
+    return bool((logits >= 0).all() and (logits <= 1).all() and np.ptp(logits) > 0)
+
+
+def _sees_the_map(model, variables, features):
+    """Whether any logit has a gradient to the map; a network whose logits are all the same is let pass."""
+    logits, pull = jax.vjp(lambda given: model.head(variables, given), jnp.asarray(features))
+    # Classes weigh differently: what all logits have in common is no logit's own.
+    (gradient,) = pull(jnp.broadcast_to(jnp.arange(1.0, logits.shape[1] + 1), logits.shape))
+    return bool(np.asarray(gradient).any()) or not np.ptp(np.asarray(logits))
 
 
 def _differ(one, other):

@@ -38,6 +38,7 @@ def refine(directory: RunDirectory, work: Run, settings: RefineConfig | None = N
         training.predict(work.model, variables, work.splits.test, work.config.explain.batch_size),
         work.splits.test,
         pair,
+        work.rivals,
     )
     table = summarize(
         runs,
@@ -125,6 +126,7 @@ def fine_tune(
         test=splits.test,
         calibration=training.batch_norm_images(splits.train, config.seed),
         pair=pair,
+        rivals=work.rivals,
     )
     images = refinement.count_phases(applicable) * steps * config.train.batch_size
     runs = []
@@ -137,7 +139,7 @@ def fine_tune(
                 bar.update(images)
             else:
                 draws = np.random.default_rng((config.seed, seed))
-                sets = refinement.left_out_sets(left_out, splits.train.labels, work.array("confidence"), draws)
+                sets = refinement.left_out_sets(left_out, splits.train.labels, work.own_confidence, draws)
                 phase_seeds = [int(number) for number in draws.integers(2**31, size=2)]
                 result = refinement.refine_seed(refining, sets, applicable, phase_seeds, bar.update)
                 directory.write_json(kept, {"settings": to_dict(settings), "outcomes": result}, "refine_seed")

@@ -20,7 +20,7 @@ def write_report(directory: RunDirectory, work: Run) -> None:
     rng = np.random.default_rng(work.config.seed)
     if directory.main:
         left_out = work.arrays("curated")["left_out"]
-        chosen = choose_images(work.array("confidence"), np.array(work.array("labels")), left_out, rng)
+        chosen = choose_images(work.own_confidence, np.array(work.array("labels")), left_out, rng)
         members, separating = gallery.choose_members(work, rng), gallery.choose_in_classes(work)
     over_time = []
     with directory.progress_bar("report", len(work.steps) + PARTS, "part") as bar:

@@ -16,6 +16,7 @@ from i2x_jax import config as config_lib
 from i2x_jax.config import Config, InputError
 from i2x_jax.data.dataset import Splits, fingerprint
 from i2x_jax.devices.mesh import barrier, is_main
+from i2x_jax.explanation.rivals import MANY_CLASSES
 from i2x_jax.models import torch_weights
 from i2x_jax.models.model import Model
 from i2x_jax.pipeline import tensorboard
@@ -177,9 +178,15 @@ def check_explainable(config: Config, splits: Splits, model: Model) -> None:
         ("explain.num_prototypes", explain.num_prototypes, places, "feature locations that K-means is fitted on"),
         ("explain.num_prototypes", explain.num_prototypes, MAX_PROTOTYPES, "prototypes that fit an int16"),
         ("explain.pca_dims", explain.pca_dims, d, "feature channels at this tap"),
+        ("explain.rivals", explain.rivals, len(train.class_names), "classes"),
     ):
         if value > high:
             raise InputError(f"config key {key} is {value}; allowed: at most {high}, the {what}; set {key}")
+    if explain.group_by == "global" and len(train.class_names) > MANY_CLASSES:
+        raise InputError(
+            f"config key explain.group_by is 'global' with {len(train.class_names)} classes; allowed: 'class' above "
+            f"{MANY_CLASSES}, where each class keeps the confidences in its rivals only; set explain.group_by"
+        )
     unknown = [name for name in config.refine.pair if name not in train.class_names]
     if unknown:
         raise InputError(

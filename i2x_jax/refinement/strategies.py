@@ -26,14 +26,14 @@ def phases(strategy: str) -> tuple[str, ...]:
 
 
 def left_out_sets(
-    curated: np.ndarray, labels: np.ndarray, confidence: np.ndarray, rng: np.random.Generator
+    curated: np.ndarray, labels: np.ndarray, own: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """The samples that each set leaves out; every control leaves out as many of each class as the curation.
 
     Args:
       curated: indices left out by the curation.
       labels: int `[N]`.
-      confidence: `[T, N, M]`; may be a memory map.
+      own: `[T, N]`, confidence in the label.
       rng: draws the random control; a new one for every seed.
 
     Returns:
@@ -41,8 +41,7 @@ def left_out_sets(
       checkpoints; Swayamdipta et al. 2020) and 'hard' (highest final loss): ascending indices.
     """
     rows = np.arange(len(labels))
-    of_label = np.stack([np.asarray(step)[rows, labels] for step in confidence])
-    ambiguity, loss = of_label.std(axis=0), -of_label[-1]
+    ambiguity, loss = own.std(axis=0), -own[-1]
 
     def most(score):
         parts = [
@@ -71,6 +70,7 @@ class Refining(NamedTuple):
       test: what the outcome is measured on.
       calibration: images `[n, H, W, C]` whose BatchNorm statistics the outcome carries.
       pair: the two classes whose confusions are counted.
+      rivals: int `[M, R]`, the predictions that are kept of each class's samples.
     """
 
     recipe: Recipe
@@ -79,6 +79,7 @@ class Refining(NamedTuple):
     test: Dataset
     calibration: np.ndarray
     pair: tuple[int, int]
+    rivals: np.ndarray
 
 
 def refine_seed(
@@ -119,7 +120,7 @@ def refine_seed(
             if names[:depth] not in reached:
                 reached[names[:depth]] = run_phase(reached[names[: depth - 1]], names[depth - 1], seeds[depth - 1])
         logits = predict(recipe.model, reached[names], refining.test, recipe.batch_size)
-        outcomes[strategy] = outcome(logits, refining.test, refining.pair)
+        outcomes[strategy] = outcome(logits, refining.test, refining.pair, refining.rivals)
     return outcomes
 
 
@@ -128,12 +129,18 @@ def count_phases(strategies: Sequence[str]) -> int:
     return len({phases(name)[:depth] for name in strategies for depth in range(1, len(phases(name)) + 1)})
 
 
-def outcome(logits: np.ndarray, test: Dataset, pair: tuple[int, int]) -> dict:
+def outcome(logits: np.ndarray, test: Dataset, pair: tuple[int, int], rivals: np.ndarray) -> dict:
     """How good a classifier is, from its logits `[N, M]` on the test samples.
+
+    Args:
+      logits: of the test samples.
+      test: their labels and class names.
+      pair: two classes.
+      rivals: int `[M, R]` of `Run.rivals`.
 
     Returns:
       `accuracy` in 0..1, `pair_confusions` (samples of either class of the pair taken for the other),
-      `worst_class` (name and accuracy), `confusion` `[M][M]` counts (label, prediction).
+      `worst_class` (name and accuracy), `confusion` `[M][R]` counts (label, prediction among its rivals).
     """
     num_classes = len(test.class_names)
     confusion = np.zeros((num_classes, num_classes), np.int64)
@@ -144,5 +151,5 @@ def outcome(logits: np.ndarray, test: Dataset, pair: tuple[int, int]) -> dict:
         "accuracy": loss_and_accuracy(logits, test.labels)[1],
         "pair_confusions": int(confusion[pair] + confusion[pair[::-1]]),
         "worst_class": {"class": test.class_names[worst], "accuracy": float(recall[worst])},
-        "confusion": confusion.tolist(),
+        "confusion": np.take_along_axis(confusion, rivals, axis=1).tolist(),
     }

@@ -7,6 +7,7 @@ import numpy as np
 
 from i2x_jax.config import OWN, printable
 from i2x_jax.explanation import uncertainty
+from i2x_jax.explanation.rivals import column_of
 from i2x_jax.explanation.types import PairExplanation, Separating
 from i2x_jax.refinement.strategies import outcome
 from i2x_jax.report import charts
@@ -44,7 +45,7 @@ def refinement_table(run: Run) -> dict:
     if run.config.model.name != OWN and run.refinements:
         return next(iter(run.refinements.values()))
     pair = tuple(int(label) for label in run.arrays("curated")["pair"])
-    before = outcome(run.arrays("test")["confidence"][-1], run.splits.test, pair)
+    before = outcome(run.arrays("test")["confidence"][-1], run.splits.test, pair, run.rivals)
     names = [run.explanation.classes[label] for label in pair]
     return {"pair": names, "seeds": 0, "before": before, "left_out": {}, "strategies": {}, "differences": []}
 
@@ -113,8 +114,7 @@ def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:
 def learning(run: Run, names: list[str]) -> dict:
     """What happened between the checkpoints."""
     explanation, steps, intervals = run.explanation, [str(step) for step in run.steps], labelled_intervals(run)
-    labels, confidence = run.array("labels"), run.array("confidence")
-    own = [float(np.asarray(step)[np.arange(len(labels)), labels].mean()) for step in confidence]
+    labels, own = run.array("labels"), [float(step.mean()) for step in run.own_confidence]
     lines = [
         {"step": str(line["step"]), "series": f"accuracy, {line['split']}", "value": rounded(line["accuracy"])}
         for line in run.metrics
@@ -195,7 +195,7 @@ def pairs(run: Run) -> list[dict]:
     explanation, curated, table = run.explanation, run.arrays("curated"), refinement_table(run)
     refined = tuple(explanation.classes[label] for label in curated["pair"])
     return [
-        _pair(pair, explanation.classes, table, curated if (pair.a, pair.b) == refined else None)
+        _pair(pair, run, table, curated if (pair.a, pair.b) == refined else None)
         for pair in explanation.pairs[:MAX_PAIRS]
     ]
 
@@ -205,11 +205,13 @@ def carrier(pair: PairExplanation, separating: Separating) -> str:
     return pair.a if abs(separating.evidence_a) >= abs(separating.evidence_b) else pair.b
 
 
-def _pair(pair: PairExplanation, classes, table, curated) -> dict:
+def _pair(pair: PairExplanation, run, table, curated) -> dict:
+    classes = run.explanation.classes
     a, b = classes.index(pair.a), classes.index(pair.b)
+    for_b, for_a = column_of(run.rivals, a, b), column_of(run.rivals, b, a)
 
     def taken(confusion):
-        return [confusion[a][b], confusion[b][a]]
+        return [confusion[a][for_b], confusion[b][for_a]]
 
     uncertain = {each.prototype: each for each in pair.uncertain or ()}
     return {

@@ -25,23 +25,21 @@ class Chosen(NamedTuple):
         return np.unique(np.concatenate(self))
 
 
-def choose_images(confidence: np.ndarray, labels: np.ndarray, left_out: np.ndarray, rng: np.random.Generator) -> Chosen:
+def choose_images(own: np.ndarray, labels: np.ndarray, left_out: np.ndarray, rng: np.random.Generator) -> Chosen:
     """Chooses the images whose story the report tells.
 
     Args:
-      confidence: `[T, N, M]`; may be a memory map.
+      own: `[T, N]`, confidence in the label.
       labels: int `[N]`.
       left_out: rows that the curated set leaves out.
       rng: draws the random ones.
     """
-    rows = np.arange(len(labels))
-    of_label = np.stack([np.asarray(step)[rows, labels] for step in confidence])
-    path = np.abs(np.diff(of_label, axis=0)).sum(0)
+    path = np.abs(np.diff(own, axis=0)).sum(0)
     classes = np.unique(labels)
     each = min(RANDOM_PER_CLASS, max(1, RANDOM_IMAGES // len(classes)))
     drawn = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in classes]
     return Chosen(
-        confused=np.argsort(of_label[-1], kind="stable")[:MOST],
+        confused=np.argsort(own[-1], kind="stable")[:MOST],
         changed=np.argsort(-path, kind="stable")[:MOST],
         left_out=np.sort(rng.permutation(left_out)[:LEFT_OUT]).astype(np.int64),
         random=np.concatenate(drawn)[:RANDOM_IMAGES],
@@ -58,14 +56,14 @@ class Group(NamedTuple):
 
 
 def choose_groups(
-    groups: np.ndarray, labels: np.ndarray, confidence: np.ndarray, num_classes: int, rng: np.random.Generator
+    groups: np.ndarray, labels: np.ndarray, own: np.ndarray, num_classes: int, rng: np.random.Generator
 ) -> list[list[list[Group]]]:
     """The largest groups of each class in each interval, and its noise, with members drawn at random.
 
     Args:
       groups: int `[T-1, N]`.
       labels: int `[N]`.
-      confidence: `[T, N, M]`; may be a memory map.
+      own: `[T, N]`, confidence in the label.
       num_classes: M.
       rng: draws the members.
 
@@ -78,9 +76,9 @@ def choose_groups(
     found = []
     for label in range(num_classes):
         rows = np.flatnonzero(labels == label)
-        of_label = np.stack([np.asarray(step[rows, label], np.float64) for step in confidence])
+        changes = np.diff(np.asarray(own[:, rows], np.float64), axis=0)
         found.append([])
-        for ids, change in zip(groups[:, rows], np.diff(of_label, axis=0), strict=True):
+        for ids, change in zip(groups[:, rows], changes, strict=True):
             names, sizes = np.unique(ids[ids >= 0], return_counts=True)
             names = list(names[np.argsort(-sizes, kind="stable")][:most])
             found[-1].append(list(_groups(names + [-1] * bool((ids == -1).any()), ids, rows, change, members, rng)))

@@ -7,6 +7,7 @@ import numpy as np
 
 from i2x_jax.config import printable
 from i2x_jax.evidence.geometry import crops_at, peaks_of
+from i2x_jax.explanation.rivals import of_own_class
 from i2x_jax.models.places import Places
 from i2x_jax.report.content import carrier, rounded
 from i2x_jax.report.examples import Chosen, choose_groups
@@ -103,7 +104,7 @@ def prototypes(
     """
     assignments, labels = run.array("assignments"), np.array(run.array("labels"))
     final = run.array("intensity")[-1]
-    own = np.einsum("tckc->tkc", run.arrays("contributions")["mean"])
+    own = np.swapaxes(of_own_class(run.arrays("contributions")["mean"], run.rivals), 1, 2)  # [T,K,M]
     images = run.dataset.images
     size = pictures.tile_size(images.shape[1:], CROP)
     records = []
@@ -140,9 +141,7 @@ def prototypes(
 def classes(run: Run, rng: np.random.Generator) -> list[dict]:
     """Each class: shared and specialised prototypes, support over time, and its groups with some of their members."""
     labels, images = np.array(run.array("labels")), run.dataset.images
-    found = choose_groups(
-        np.array(run.array("groups")), labels, run.array("confidence"), len(run.explanation.classes), rng
-    )
+    found = choose_groups(np.array(run.array("groups")), labels, run.own_confidence, len(run.explanation.classes), rng)
     size = pictures.tile_size(images.shape[1:], MEMBER)
     return [
         {

@@ -11,7 +11,8 @@ import numpy as np
 
 from i2x_jax.explanation import account
 from i2x_jax.explanation.account import NAMED, SHOWN, ClassLedger, IntervalLedger
-from i2x_jax.explanation.pairs import soft_confusion
+from i2x_jax.explanation.pairs import class_means
+from i2x_jax.explanation.rivals import column_in_confidence, of_own_class
 from i2x_jax.report.content import MAX_PAIRS, rounded
 from i2x_jax.results.opened_run import Run
 
@@ -32,7 +33,7 @@ def classes(run: Run) -> list[dict]:
     """The ledger of each class: of every interval the largest entries, of all of them the course."""
     contributions, names = run.arrays("contributions"), run.explanation.classes
     # One blank image has the same evidence at a place whatever the class: what is compared is at each class's places.
-    own, blank = (contributions[name][-1] for name in ("mean", "blank"))
+    own, blank = (of_own_class(contributions[name][-1], run.rivals) for name in ("mean", "blank"))
     found = []
     for label, each in enumerate(run.ledgers):
         confidence = thousandths([each.intervals[0].before, *(interval.after for interval in each.intervals)])
@@ -43,7 +44,7 @@ def classes(run: Run) -> list[dict]:
                 "intervals": shown,
                 "most": int(np.abs(np.diff(confidence)).argmax()),
                 "course": course(confidence, *_changes(each)),
-                "blank": blank_shares(own[label, :, label], blank[label, :, label], sorted(named)),
+                "blank": blank_shares(own[label], blank[label], sorted(named)),
             }
         )
     return found
@@ -128,11 +129,17 @@ def pairs(run: Run) -> list[dict]:
     ledger, labels = run.arrays("ledger"), np.array(run.array("labels"))
     names = run.explanation.classes
     counts = np.bincount(labels, minlength=len(names))
-    mean = np.array([soft_confusion(np.asarray(at), labels) for at in run.array("confidence")])  # [T,M,M]
-    found = []
+    # Of the columns of confidence.npy, by class of the sample: [T,M,Y].
+    mean = np.array([class_means(np.asarray(at), labels, len(names)) for at in run.array("confidence")])
+    found, rivals = [], run.rivals
     for pair in run.explanation.pairs[:MAX_PAIRS]:
         a, b = names.index(pair.a), names.index(pair.b)
-        entries = account.pair_ledger(ledger, counts, a, b)
+        entries = account.pair_ledger(ledger, rivals, counts, a, b)
+
+        def gap(label, a=a, b=b):
+            in_a, in_b = (column_in_confidence(rivals, label, other) for other in (a, b))
+            return mean[:, label, in_a] - mean[:, label, in_b]
+
         scores = {each.prototype: each.score for each in entries}
         # Both orders of scores: what wavers by the one need not by the other.
         by_ledger = sorted(scores, key=lambda k: -scores[k])[:NAMED]
@@ -141,10 +148,7 @@ def pairs(run: Run) -> list[dict]:
         shown += [k for k in list(regression)[:NAMED] if k not in shown]
         found.append(
             {
-                "sides": [
-                    _side(mean[:, label, a] - mean[:, label, b], entries, name)
-                    for label, name in ((a, "in_a"), (b, "in_b"))
-                ],
+                "sides": [_side(gap(label), entries, name) for label, name in ((a, "in_a"), (b, "in_b"))],
                 "wavering": [[k, rounded(scores[k]), rounded(regression.get(k))] for k in shown],
             }
         )
@@ -181,6 +185,7 @@ def agreements(run: Run) -> list[tuple[float | None, float | None]]:
     """
     labels, beta, ledger = np.array(run.array("labels")), run.arrays("mapping")["beta"], run.arrays("ledger")
     intensity, found = run.array("intensity"), []
+    moved = of_own_class(ledger["seeing"] + ledger["weighing"], run.rivals)
     for t, (coefficients, interval) in enumerate(zip(beta, run.explanation.intervals, strict=True)):
         if interval.gain is None:
             found.append((None, None))
@@ -190,7 +195,7 @@ def agreements(run: Run) -> list[tuple[float | None, float | None]]:
         for label in np.unique(labels):
             deviation = change[labels == label].std(0)
             described = np.where(deviation > 0, deviation * coefficients[:, label], np.nan)
-            accounted = ledger["seeing"][t, label, :, label] + ledger["weighing"][t, label, :, label]
+            accounted = moved[t, label]
             compared.append(account.agreement(described, accounted))
         known = [each for each in compared if np.isfinite(each).all()]
         found.append(tuple(rounded(np.mean(known, axis=0))) if known else (None, None))

@@ -19,9 +19,9 @@ class Spec(NamedTuple):
 
     Attributes:
       dtype: exactly.
-      shape: sizes, or symbols of DESIGN section 1; I is T - 1, J is T - 2, A is K + 1, C the channels of an image, V
-        and E are the validation and test samples, P the training samples of a pair, and U, S, L are as many as it
-        happens to be.
+      shape: sizes, or symbols of DESIGN section 1; I is T - 1, J is T - 2, A is K + 1, R is the classes kept of each
+        class's samples and Y those of which confidence.npy tells, C the channels of an image, V and E are the
+        validation and test samples, P the training samples of a pair, and U, S, L are as many as it happens to be.
       low: the smallest value allowed.
       below: every value is less than this size.
       nan: whether NaN may stand for what was not measured.
@@ -46,7 +46,8 @@ ARRAYS: dict[str, dict[str, Spec]] = {
     "intensity.npy": {"": _spec("float32", "T N K", low=0)},
     "account.npy": {"": _spec("float32", "I N A")},
     "pair_intensity.npy": {"": _spec("float32", "T P K")},
-    "confidence.npy": {"": _spec("float32", "T N M", low=0)},
+    "rivals.npy": {"": _spec("int32", "M R", low=0, below="M")},
+    "confidence.npy": {"": _spec("float32", "T N Y", low=0)},
     "groups.npy": {"": _spec("int32", "I N", low=-2)},
     "prototypes.npz": {
         "mean": _spec("float32", "d"),
@@ -58,16 +59,16 @@ ARRAYS: dict[str, dict[str, Spec]] = {
         "blank": _spec("float32", "C", low=0),
     },
     "contributions.npz": {
-        "mean": _spec("float32", "T M K M"),
-        "std": _spec("float32", "T M K M", low=0),
+        "mean": _spec("float32", "T M K R"),
+        "std": _spec("float32", "T M K R", low=0),
         "bias": _spec("float32", "T M"),
         "completeness_error": _spec("float64", "T", low=0),
-        "blank": _spec("float32", "T M K M"),
+        "blank": _spec("float32", "T M K R"),
     },
     "ledger.npz": {
-        **{name: _spec("float32", "I M K M") for name in ("seeing", "weighing")},
-        **{name: _spec("float32", "I M K M", low=0) for name in ("seeing_error", "weighing_error")},
-        "bias": _spec("float32", "I M M"),
+        **{name: _spec("float32", "I M K R") for name in ("seeing", "weighing")},
+        **{name: _spec("float32", "I M K R", low=0) for name in ("seeing_error", "weighing_error")},
+        "bias": _spec("float32", "I M R"),
         "residual": _spec("float64", "I", low=0),
         "largest_logit": _spec("float64", "I", low=0),
         "path_difference": _spec("float64", "J", low=0),
@@ -87,9 +88,9 @@ ARRAYS: dict[str, dict[str, Spec]] = {
     },
     "mapping.npz": {
         **{name: _spec("float64", "I K M", nan=True) for name in ("beta", "beta_groups", "sign_agreement")},
-        **{name: _spec("float64", "I M K M", nan=True) for name in ("beta_by_class", "beta_groups_by_class")},
+        **{name: _spec("float64", "I M K R", nan=True) for name in ("beta_by_class", "beta_groups_by_class")},
         "intercept": _spec("float64", "I M", nan=True),
-        "intercept_by_class": _spec("float64", "I M M", nan=True),
+        "intercept_by_class": _spec("float64", "I M R", nan=True),
         "estimable": _spec("bool", "I K"),
         **{
             name: _spec("float64", "I", nan=True)

@@ -31,7 +31,7 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "evidence": (
         "explain",
         (
-            *("assignments.npy", "intensity.npy", "confidence.npy", ACCOUNT),
+            *("rivals.npy", "assignments.npy", "intensity.npy", "confidence.npy", ACCOUNT),
             *("contributions.npz", LEDGER, "prototype_features.npz", "validation.npz", "test.npz"),
         ),
     ),
@@ -48,9 +48,11 @@ def steps_of(stages: Collection[str]) -> list[str]:
     return [step for step, (stage, _) in STEPS.items() if stage in stages]
 
 
-def files_of(step: str, refinement: str = "") -> tuple[str, ...]:
+def files_of(step: str, refinement: str = "", ledger: bool = True) -> tuple[str, ...]:
     """The files that a step makes; those of the step `refine` depend on what the refinement is called."""
-    return (refinement_file(refinement),) if step == "refine" else STEPS[step][1]
+    if step == "refine":
+        return (refinement_file(refinement),)
+    return tuple(name for name in STEPS[step][1] if ledger or name not in (LEDGER, ACCOUNT))
 
 
 def refinement_file(name: str) -> str:

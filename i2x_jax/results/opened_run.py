@@ -15,6 +15,7 @@ from i2x_jax.config import OWN, Config, InputError, printable
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
 from i2x_jax.explanation import account, degenerate, uncertainty
 from i2x_jax.explanation.account import ClassLedger, ImageAccount, PairEntry
+from i2x_jax.explanation.rivals import column_in_confidence, confidence_in_label, is_narrow, mutual, widened
 from i2x_jax.explanation.types import Explanation
 from i2x_jax.explanation.types import from_json as explanation_from_json
 from i2x_jax.results import asked, comparison, findings, summary, tables
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 
     from i2x_jax.models.model import Model
 
+# Arrays of which some axis holds the kept classes only.
+KEPT_ONLY = ("confidence", "contributions", "ledger", "mapping")
 # What an image of a story can be a row of: of a split, or of the data that were handed over, before they were split.
 SPLITS, GIVEN = ("train", "validation", "test"), "given"
 
@@ -118,18 +121,34 @@ class Run:
             train, validation, test = self.splits
             sizes |= {"M": len(train.class_names), "N": len(train.labels)}
             sizes |= {"V": len(validation.labels), "E": len(test.labels)}
-        elif name not in ("steps", "labels"):
+        elif name not in ("steps", "labels", "rivals"):
             sizes["N"] = len(self.array("labels"))
         if "model" in vars(self):
             sizes |= dict(zip("hwd", self.model.feature_shape, strict=True))
         if name not in ("steps", "labels"):
             sizes |= {"T": len(self.steps), "I": len(self.steps) - 1, "J": len(self.steps) - 2}
+        if name in KEPT_ONLY and (self.path / "rivals.npy").exists():
+            m, r = self.rivals.shape
+            sizes |= {"M": m, "R": r, "Y": r + 1 if is_narrow(self.rivals) else m}
         return sizes
 
     @functools.cached_property
     def steps(self) -> np.ndarray:
         """Steps of the analysed checkpoints, int32 `[T]`."""
         return np.array(self.array("steps"))
+
+    @functools.cached_property
+    def rivals(self) -> np.ndarray:
+        """The classes that are kept of each class's samples, int `[M, R]` (DESIGN 2.4); all, where none are stored."""
+        if (self.path / "rivals.npy").exists():
+            return np.array(self.array("rivals"))
+        num_classes = self.array("confidence").shape[2]
+        return np.tile(np.arange(num_classes, dtype=np.int32), (num_classes, 1))
+
+    @functools.cached_property
+    def own_confidence(self) -> np.ndarray:
+        """Every training sample's confidence in its own class, float32 `[T, N]`."""
+        return confidence_in_label(self.array("confidence"), np.asarray(self.array("labels")), self.rivals)
 
     @functools.cached_property
     def splits(self) -> Splits:
@@ -304,16 +323,30 @@ class Run:
 
     def _seen_in_training(self, row):
         label, assignments = int(self.array("labels")[row]), np.array(self.array("assignments")[row])
+
+        def measure():
+            return self._measured(self.dataset.images[row], label, assignments)
+
         return stories.Seen(
             split="train",
             image=row,
             label=label,
-            confidence=np.array(self.array("confidence")[:, row]),
+            confidence=self._confidence_of(row, label, measure),
             intensity=np.array(self.array("intensity")[:, row]),
             assignments=assignments,
-            measure=lambda: self._measured(self.dataset.images[row], label, assignments),
+            measure=measure,
             row=lambda: self._row_of("train", row),
         )
+
+    def _confidence_of(self, row, label, measure):
+        """Confidence of a training sample [T,M]; 0 for classes that are not kept, none of which is predicted."""
+        confidence = np.array(self.array("confidence")[:, row])
+        if not is_narrow(self.rivals):
+            return confidence
+        if confidence[-1, -1] > confidence[-1, :-1].max():
+            # What is predicted may be among the classes that are not kept.
+            return measure().confidence
+        return widened(confidence, self.rivals[label], len(self.rivals))
 
     def _seen_held_out(self, row, split):
         held = self.arrays(split)
@@ -404,7 +437,8 @@ class Run:
             self.explanation.classes,
             self.steps,
             found,
-            np.asarray(self.array("confidence")[:, rows, label], np.float64).mean(1),
+            self.rivals[label],
+            np.asarray(self.own_confidence[:, rows], np.float64).mean(1),
             account.account_error(self.array("account")[:, rows]),
             (self._area[rows] > 0).mean(0),
         )
@@ -437,7 +471,13 @@ class Run:
           InputError: as `ledger`.
         """
         counts = np.bincount(self.array("labels"), minlength=len(self.explanation.classes))
-        return account.pair_ledger(self._with_ledger, counts, self._label(a), self._label(b))
+        first, second = self._label(a), self._label(b)
+        if not mutual(self.rivals, first, second):
+            raise InputError(
+                f"classes {printable(a)!r} and {printable(b)!r} are not kept of each other's images; allowed: classes "
+                "that are confused, or analysed; set explain.max_pairs, explain.rivals or refine.pair in another run"
+            )
+        return account.pair_ledger(self._with_ledger, self.rivals, counts, first, second)
 
     def account(self, image: "int | np.ndarray", split: str = "train") -> ImageAccount:
         """The account of one image: what moved its confidence in its label, interval by interval (DESIGN 2.10).
@@ -453,9 +493,7 @@ class Run:
         if isinstance(image, (int, np.integer)) and split in SPLITS:
             _, row = self._find(image, split)
             if split == "train":
-                label = int(self.array("labels")[row])
-                confidence = np.array(self.array("confidence")[:, row, label])
-                return ImageAccount(self.steps, confidence, np.array(self.array("account")[:, row]))
+                return ImageAccount(self.steps, self.own_confidence[:, row], np.array(self.array("account")[:, row]))
         story = self.story(image, split)
         label = self.explanation.classes.index(story.label or story.predicted)
         pixels = self.splits._asdict()[story.split].images[story.image] if story.split in SPLITS else image
@@ -556,12 +594,13 @@ class Run:
         a, b = told.a, told.b
         labels, confidence = np.asarray(self.array("labels")), self.array("confidence")
         first, second = classes.index(a), classes.index(b)
-        if not ((labels == first).any() and (labels == second).any()):
+        if not ((labels == first).any() and (labels == second).any() and mutual(self.rivals, first, second)):
             return None
         gaps = []
         for label in (first, second):
             own = np.asarray(confidence[:, labels == label], np.float64)
-            gaps.append((own[:, :, first] - own[:, :, second]).mean(1))
+            in_a, in_b = (column_in_confidence(self.rivals, label, other) for other in (first, second))
+            gaps.append((own[:, :, in_a] - own[:, :, in_b]).mean(1))
         return summary.learning_story((a, b), list(map(int, self.steps)), gaps, self.ledger_of_pair(a, b))
 
     def doubts(self) -> list[str]:

@@ -233,3 +233,50 @@ class TestPath:
         path = ledger.path_evidence(head, features[0], blanks[0], assignments, K)
         np.testing.assert_array_equal(path.evidence, 0)
         np.testing.assert_allclose(path.evidence.sum(1) + path.start, head(features[0]))
+
+
+class TestKept:
+    """Of some classes of each sample the ledger says what it says of them among all."""
+
+    def kept(self, before, after):
+        classes = np.sort(np.random.default_rng(2).permuted(np.tile(np.arange(M), (B, 1)), axis=1)[:, :3], axis=1)
+        return ledger.keep(jnp.asarray(classes), before.logits, after.logits)
+
+    def test_of_a_linear_head(self):
+        before, after = drawn(scale=5)
+        kept = self.kept(before, after)
+        _, whole = accounted(before, after)
+        ends = []
+        for end in (before, after):
+            weights, bias = ledger.columns(end.weights, end.bias, kept)
+            ends.append(end._replace(weights=weights, bias=bias))
+        parts = ledger.linear_parts(*ends)
+        found = ledger.confidence_parts(parts, before.logits, after.logits, kept)
+        for one, all_classes in zip(found, whole, strict=True):
+            columns = kept.classes.reshape(B, *(1,) * (all_classes.ndim - 2), 3)
+            np.testing.assert_allclose(one, np.take_along_axis(np.asarray(all_classes), columns, axis=-1), atol=2e-6)
+        assert ledger.residual(found, before.logits, after.logits, kept).max() < RESIDUAL
+        np.testing.assert_allclose(
+            ledger.account_of(found, jnp.full(B, 1)), ledger.account_of(whole, kept.classes[:, 1]), atol=2e-6
+        )
+
+    def test_behind_another_head(self):
+        features, blanks, assignments = TestPath().ends()
+        heads = two_layer_head(0), two_layer_head(1)
+        logits = heads[0](features[0]), heads[1](features[1])
+        classes = jnp.tile(jnp.array([0, 2]), (B, 1))
+        kept = ledger.keep(classes, *logits)
+
+        def parts(toward):
+            ends = [
+                [ledger.path_evidence(head, features[t], blanks[t], assignments, K, toward) for head in heads]
+                for t in (0, 1)
+            ]
+            return ledger.path_parts(*ends)
+
+        whole = ledger.confidence_parts(parts(None), *logits)
+        found = ledger.confidence_parts(parts(ledger.directions(kept)), *logits, kept)
+        assert ledger.residual(found, *logits, kept).max() < RESIDUAL
+        # What the points of a path miss is spread for the mean of all classes as one: that is the difference.
+        np.testing.assert_allclose(found.seeing, np.asarray(whole.seeing)[..., [0, 2]], atol=2e-3)
+        assert np.abs(whole.seeing).max() > 0.05

@@ -63,7 +63,7 @@ def measured(model=None, variables=None, batch_size=22, **settings):
         for target, values in zip(rows, (found.intensity, found.confidence, found.margin), strict=True):
             if values is not None:
                 measure.write_rows(target, place, values)
-        measure.add(sums, jax.device_get(measure.batch_sums(found, None, batch.labels, batch.mask)))
+        measure.add(sums, jax.device_get(measure.batch_sums(found, None, batch.labels, batch.mask, 3)))
     counts = np.bincount(DATA.labels)[:, None, None]
     mean, std = measure.moments_of(sums["contribution"], sums["contribution_square"], counts)
     bias = np.asarray(measuring.batch_bias(model, variables))
@@ -81,6 +81,7 @@ def checkpoints_of(model, variables, **settings):
         [measuring.batch_features(model, each, blank) for each in variables],
         pca,
         np.random.default_rng(1).uniform(0, 1, (PROTOTYPES, 4)).astype(np.float32),
+        np.tile(np.arange(3, dtype=np.int32), (3, 1)),
     )
 
 
@@ -200,7 +201,7 @@ def test_masked_rows_do_not_count():
     def batch(images, assignments):
         arrays = (images, DATA.labels[:8], assignments)
         found = taken(tiny_model(), measuring.Measuring(PROTOTYPES), tiny_variables(), *arrays)
-        return found, measure.batch_sums(found, None, DATA.labels[:8], mask)
+        return found, measure.batch_sums(found, None, DATA.labels[:8], mask, 3)
 
     other_images, other_assignments = DATA.images[:8].copy(), ASSIGNMENTS[:8].copy()
     other_images[5:], other_assignments[5:] = 255 - other_images[5:], 4
@@ -222,8 +223,9 @@ def test_masked_rows_do_not_count_in_the_ledger(tap):
             taken(model, measuring.Measuring(PROTOTYPES), held, images, DATA.labels[:8], places, blank).end
             for held, blank in zip(variables, blanks, strict=True)
         ]
-        found = measuring.account(model, variables, blanks, ends, places, DATA.labels[:8], mask)
-        path = measuring.path_differences(*ends, found.account, DATA.labels[:8], mask)
+        between = measuring.Between(variables, blanks, ends)
+        found = measuring.account(model, between, places, DATA.labels[:8], mask)
+        path = measuring.path_differences(model, between, places, found.account, DATA.labels[:8], mask)
         return found._replace(account=found.account[:5]), path
 
     other_images, other_places = DATA.images[:8].copy(), ASSIGNMENTS[:8].copy()
@@ -340,7 +342,7 @@ def test_a_block_is_what_its_checkpoints_are_alone():
         found = taken(tiny_model(), checkpoints.settings, held, DATA.images, labels, places, checkpoints.blanks[t])
         np.testing.assert_allclose(rows.intensity[t], found.intensity, **ROUNDING)
         np.testing.assert_allclose(rows.confidence[t], found.confidence, **ROUNDING)
-        expected = measuring.class_sums(found.evidence, labels, everybody)
+        expected = measuring.class_sums(found.evidence, labels, everybody, 3)
         np.testing.assert_allclose(sums[f"contribution {t}"], expected.total, **DEEP)
         np.testing.assert_allclose(sums[f"contribution_square {t}"], expected.squares, **DEEP)
 

@@ -26,7 +26,14 @@ def confidence_of(ledger, label):
 
 def read(ledger, label=1):
     return account.class_ledger(
-        label, CLASSES, STEPS, ledger, confidence_of(ledger, label), np.full((T - 1, K), 0.01), np.linspace(0, 1, K)
+        label,
+        CLASSES,
+        STEPS,
+        ledger,
+        np.arange(M),
+        confidence_of(ledger, label),
+        np.full((T - 1, K), 0.01),
+        np.linspace(0, 1, K),
     )
 
 
@@ -87,7 +94,7 @@ def test_a_pair_is_moved_by_both_classes_samples():
     ledger = {name: np.zeros((T - 1, M, K, M)) for name in ("seeing", "weighing")}
     ledger["seeing"][:, 0, 1, 0], ledger["seeing"][:, 0, 1, 2] = [0.2, -0.1, 0.3], [0.1, 0.1, 0.1]
     ledger["weighing"][:, 2, 4, 2] = [0.0, 0.5, 0.0]
-    found = account.pair_ledger(ledger, np.array([30, 20, 10]), 0, 2)
+    found = account.pair_ledger(ledger, np.tile(np.arange(M), (M, 1)), np.array([30, 20, 10]), 0, 2)
     one, other = found[:2]
     assert {one.prototype, other.prototype} == {1, 4}
     by_id = {each.prototype: each for each in found}

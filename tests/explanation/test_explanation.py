@@ -82,7 +82,7 @@ def build(run):
     run = dict(run)
     pairs, groups, fallbacks, *rest = (run.pop(name) for name in ("pairs", "groups", "fallbacks", "mapping"))
     how = {name: run.pop(name) for name in ("group_by", "fit")}
-    measured = analysis.Measured(**run, confidence=None)
+    measured = analysis.Measured(**run, confidence=None, rivals=np.tile(np.arange(3), (3, 1)))
     return structure.build_explanation(
         structure.Analysis(measured, analysis.Grouping(groups, fallbacks), *rest, pairs, **how)
     )

@@ -255,7 +255,7 @@ def test_variables_are_read_once_a_batch(explained, monkeypatch):
     run, read = opened(explained.path, explained), []
     variables = run.variables
     run.variables = lambda step: read.append(step) or variables(step)
-    checkpoints = measure.prepare(run, measuring.Measuring(4))
+    checkpoints = measure.prepare(run, measuring.Measuring(4), run.rivals)
     read.clear()
     for batch in itertools.islice(measure.batches(run.dataset, 40), 2):
         measure.measure_batch(checkpoints, batch)

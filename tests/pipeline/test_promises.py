@@ -47,7 +47,22 @@ def probabilities(held, features):
     return jax.nn.softmax(plain_head(held, features))
 
 
+def sigmoids(held, features):
+    return jax.nn.sigmoid(plain_head(held, features))
+
+
+def blind(held, features):
+    """Logits of something that does not pass through the map."""
+    return jnp.broadcast_to(held["bias"], (len(features), len(held["bias"])))
+
+
 REFUSED = {
+    "sigmoids": (
+        {"head": sigmoids},
+        "for 32 images, all within 0 and 1, as a sigmoid does",
+        "leave the sigmoid out of `head`",
+    ),
+    "a head that does not see the map": ({"head": blind}, "`head` does not depend on the map", "cut the network"),
     "probabilities": ({"head": probabilities}, "`head` returned probabilities", "leave the softmax out of `head`"),
     "probabilities in half precision": (
         {"head": lambda held, features: probabilities(held, features).astype(jnp.bfloat16)},

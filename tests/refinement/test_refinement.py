@@ -18,6 +18,7 @@ from tests.helpers import ROUNDING, planted, tiny_model, tiny_variables
 
 TRAIN, TEST = planted(60), planted(30, seed=1)
 PAIR = (0, 2)
+ALL = np.tile(np.arange(3), (3, 1))
 BATCH = 16  # four steps a phase
 SCHEMA = load_schema("refinement")
 
@@ -28,13 +29,13 @@ def optimizer():
 
 
 def left_out(curated=(0, 3, 5, 8, 11), seed=0):
-    confidence = np.random.default_rng(1).dirichlet(np.ones(3), (4, 60))
-    return refinement.left_out_sets(np.array(curated), TRAIN.labels, confidence, np.random.default_rng(seed))
+    own = np.random.default_rng(1).dirichlet(np.ones(3), (4, 60))[:, np.arange(60), TRAIN.labels]
+    return refinement.left_out_sets(np.array(curated), TRAIN.labels, own, np.random.default_rng(seed))
 
 
 def refined(strategies, sets=None, seeds=(11, 12), **more):
     recipe = training.Recipe(tiny_model(), optimizer(), "shift", BATCH, seed=0)
-    refining = refinement.Refining(recipe, tiny_variables(), TRAIN, TEST, TRAIN.images[:32], PAIR)
+    refining = refinement.Refining(recipe, tiny_variables(), TRAIN, TEST, TRAIN.images[:32], PAIR, ALL)
     return refinement.refine_seed(refining, left_out() if sets is None else sets, strategies, seeds, **more)
 
 
@@ -110,20 +111,18 @@ class TestLeftOutSets:
         of_label = np.full((3, 12), 0.9)
         of_label[:, [1, 7]] = [[0.1], [0.9], [0.95]]  # wavered, and ended well
         of_label[:, [4, 10]] = 0.2  # never learned, without wavering
-        confidence = np.stack([of_label, 1 - of_label], -1)
-        confidence[:, labels == 1] = confidence[:, labels == 1, ::-1]
-        sets = refinement.left_out_sets(np.array([0, 6]), labels, confidence, np.random.default_rng(0))
+        sets = refinement.left_out_sets(np.array([0, 6]), labels, of_label, np.random.default_rng(0))
         assert sets["ambiguous"].tolist() == [1, 7]
         assert sets["hard"].tolist() == [4, 10]
 
     def test_of_equals_the_first_is_left_out(self):
         labels = np.zeros(5, int)
-        sets = refinement.left_out_sets(np.array([3, 4]), labels, np.ones((2, 5, 1)), np.random.default_rng(0))
+        sets = refinement.left_out_sets(np.array([3, 4]), labels, np.ones((2, 5)), np.random.default_rng(0))
         assert sets["ambiguous"].tolist() == sets["hard"].tolist() == [0, 1]
 
     def test_nothing_curated_leaves_nothing_out(self):
         empty = np.zeros(0, np.int64)
-        sets = refinement.left_out_sets(empty, TRAIN.labels, np.ones((2, 60, 3)), np.random.default_rng(0))
+        sets = refinement.left_out_sets(empty, TRAIN.labels, np.ones((2, 60)), np.random.default_rng(0))
         assert all(rows.shape == (0,) and rows.dtype.kind == "i" for rows in sets.values())
 
 
@@ -188,14 +187,14 @@ class TestRefineSeed:
         monkeypatch.setattr(refinement, "recompute_batch_norm", noted)
         found = refined(("full",))["full"]
         logits = training.predict(tiny_model(), reached[0], TEST, BATCH)
-        assert found == refinement.outcome(logits, TEST, PAIR)
+        assert found == refinement.outcome(logits, TEST, PAIR, ALL)
 
 
 class TestOutcome:
     def test_of_logits_made_by_hand(self):
         test = TEST._replace(labels=np.array([0, 0, 0, 0, 1, 1, 2, 2, 2]))
         predicted = np.array([0, 2, 2, 1, 1, 0, 2, 0, 2])
-        assert refinement.outcome(np.eye(3, dtype=np.float32)[predicted], test, (0, 2)) == {
+        assert refinement.outcome(np.eye(3, dtype=np.float32)[predicted], test, (0, 2), ALL) == {
             "accuracy": 4 / 9,
             "pair_confusions": 3,
             "worst_class": {"class": "red", "accuracy": 0.25},
@@ -204,10 +203,17 @@ class TestOutcome:
 
     def test_the_order_of_the_pair_does_not_matter(self):
         logits = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
-        assert refinement.outcome(logits, TEST, (0, 1)) == refinement.outcome(logits, TEST, (1, 0))
+        assert refinement.outcome(logits, TEST, (0, 1), ALL) == refinement.outcome(logits, TEST, (1, 0), ALL)
+
+    def test_of_some_predictions(self):
+        logits = np.random.default_rng(0).normal(size=(30, 3)).astype(np.float32)
+        kept = np.array([[0, 2], [0, 1], [1, 2]])
+        whole, found = (refinement.outcome(logits, TEST, PAIR, rivals) for rivals in (ALL, kept))
+        assert found["confusion"] == [[whole["confusion"][c][other] for other in kept[c]] for c in range(3)]
+        assert {**found, "confusion": None} == {**whole, "confusion": None}
 
     def test_of_a_perfect_classifier(self):
-        found = refinement.outcome(np.eye(3, dtype=np.float32)[TEST.labels], TEST, PAIR)
+        found = refinement.outcome(np.eye(3, dtype=np.float32)[TEST.labels], TEST, PAIR, ALL)
         assert (found["accuracy"], found["pair_confusions"], found["worst_class"]["accuracy"]) == (1, 0, 1)
 
 
@@ -232,7 +238,7 @@ def made_up(seeds, strategies=STRATEGIES):
     """Outcomes of random classifiers."""
     rng = np.random.default_rng(seeds)
     return [
-        {name: refinement.outcome(rng.normal(size=(30, 3)).astype(np.float32), TEST, PAIR) for name in strategies}
+        {name: refinement.outcome(rng.normal(size=(30, 3)).astype(np.float32), TEST, PAIR, ALL) for name in strategies}
         for _ in range(seeds)
     ]
 

@@ -459,11 +459,11 @@ def test_without_intervals_a_chart_draws_none():
 class TestExamples:
     def test_the_telling_ones(self):
         rng = np.random.default_rng(0)
-        confidence = rng.uniform(0.4, 0.6, (3, 200, 2))
+        own = rng.uniform(0.4, 0.6, (3, 200))
         labels = np.arange(200) % 2
-        confidence[-1, 17, labels[17]] = 0.01
-        confidence[:, 30, labels[30]] = (0, 1, 0.5)
-        chosen = examples.choose_images(confidence, labels, np.array([3, 5]), rng)
+        own[-1, 17] = 0.01
+        own[:, 30] = (0, 1, 0.5)
+        chosen = examples.choose_images(own, labels, np.array([3, 5]), rng)
         assert chosen.confused[0] == 17
         assert chosen.changed[0] == 30
         assert list(chosen.left_out) == [3, 5]
@@ -472,16 +472,16 @@ class TestExamples:
     def test_groups(self):
         labels = np.array([0] * 8 + [1] * 4)
         groups = np.array([[0, 0, 0, 1, 1, -1, -2, -2, 0, 0, 0, 0]])
-        confidence = np.zeros((2, 12, 2))
-        confidence[1, :3, 0] = 0.5
-        found = examples.choose_groups(groups, labels, confidence, 2, np.random.default_rng(0))
+        own = np.zeros((2, 12))
+        own[1, :3] = 0.5
+        found = examples.choose_groups(groups, labels, own, 2, np.random.default_rng(0))
         assert [(group.id, group.size, group.change) for group in found[0][0]] == [(0, 3, 0.5), (1, 2, 0), (-1, 1, 0)]
         assert [(group.id, sorted(group.members)) for group in found[1][0]] == [(0, [8, 9, 10, 11])]
 
     def test_page_stays_small_with_many_classes(self):
         labels = np.arange(2000) % 200
         groups = np.tile(np.arange(2000) // 200, (8, 1))
-        found = examples.choose_groups(groups, labels, np.zeros((9, 2000, 200)), 200, np.random.default_rng(0))
+        found = examples.choose_groups(groups, labels, np.zeros((9, 2000)), 200, np.random.default_rng(0))
         tiles = sum(len(group.members) for each in found for of_interval in each for group in of_interval)
         assert tiles <= examples.GROUP_TILES
 

@@ -88,6 +88,8 @@ def fake_run(shape, channels=1, prototypes=3, classes=2, count=12, checkpoints=3
         steps=np.arange(checkpoints),
         array=arrays.__getitem__,
         arrays=archives.__getitem__,
+        rivals=np.tile(np.arange(classes), (classes, 1)),
+        own_confidence=confidence[:, np.arange(count), labels],
     )
 
 
@@ -190,7 +192,7 @@ class TestDrawings:
         shown = gallery.in_classes(run, gallery.choose_in_classes(run), maps, places, crop_side)
         assert all(each["tiles"][0] == len(each["rows"]) for each in shown.values())
         assert len(gallery.classes(run, rng)) == classes
-        chosen = examples.choose_images(run.array("confidence"), run.array("labels"), np.array([0]), rng)
+        chosen = examples.choose_images(run.own_confidence, run.array("labels"), np.array([0]), rng)
         over_time = {row: np.ones((len(run.steps), *map_shape)) for row in range(count)}
         told = gallery.images(run, chosen, over_time, places)
         width, height = told["frame"]

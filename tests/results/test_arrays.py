@@ -24,6 +24,7 @@ def evidence_files(**changed):
     held_out = {"labels": np.zeros(N, np.int32), "confidence": confidence}
     by_interval = np.zeros((T - 1, M, K, M), np.float32)
     files = {
+        "rivals.npy": np.tile(np.arange(M, dtype=np.int32), (M, 1)),
         "assignments.npy": np.zeros((N, 2, 2), np.int16),
         "account.npy": np.zeros((T - 1, N, K + 1), np.float32),
         "ledger.npz": {
