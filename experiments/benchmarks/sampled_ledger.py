@@ -48,6 +48,9 @@ HALF = 0.5
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The directory of a run whose training is finished.", required=True)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of prepared data sets.")
+_LOCATIONS = flags.DEFINE_integer(
+    "locations", 0, "Locations a prototype in the sample; 0 for as many as a run takes.", lower_bound=0
+)
 _JSON = flags.DEFINE_string("json", None, "The file that the figures are written to.")
 
 
@@ -86,10 +89,17 @@ def evidence_of(run: Run) -> np.ndarray:
     return np.concatenate(found)[: len(run.dataset.labels)].ravel()
 
 
-def fitted(trained: Run, everything: bool, more: int, folder: pathlib.Path) -> Run:
-    """A run up to its ledger from the checkpoints of another, with its own prototypes, on the same data."""
+def fitted(trained: Run, max_locations: int, more: int, folder: pathlib.Path) -> Run:
+    """A run up to its ledger from the checkpoints of another, with its own prototypes, on the same data.
+
+    Args:
+      trained: the run whose training is finished.
+      max_locations: that K-means is fitted on, as `explain.max_locations`.
+      more: is added to the seed.
+      folder: a new one.
+    """
     config = trained.config
-    explain = dataclasses.replace(config.explain, max_locations=-1 if everything else 0)
+    explain = dataclasses.replace(config.explain, max_locations=max_locations)
     config = dataclasses.replace(config, seed=config.seed + more, explain=explain)
     folder.mkdir()
     header = json.loads((trained.path / "config.json").read_text()) | {"config": to_dict(config)}
@@ -159,7 +169,8 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         runs = {}
         for number, (name, (everything, more)) in enumerate(FITS.items()):
-            runs[name] = fitted(trained, everything, more, pathlib.Path(folder) / str(number))
+            wanted = -1 if everything else _LOCATIONS.value * found["prototypes"]
+            runs[name] = fitted(trained, wanted, more, pathlib.Path(folder) / str(number))
         reference, *others = runs
         found["locations"], found["sampled"] = (
             int(runs[name].arrays("prototypes")["fitted_locations"]) for name in ("all", "sample")
