@@ -25,6 +25,8 @@ STRATEGIES = (
     "ambiguous>full",
     "hard>full",
 )
+# How checkpoints are spaced where their steps are not listed.
+SPACINGS = ("log", "linear", "moved")
 CAMS = ("gradcam", "gradcam++", "hirescam", "layercam")
 # What data.name and model.name are where images and network were handed to `i2x_jax.explain`.
 OWN = "own"
@@ -111,11 +113,12 @@ class TrainConfig(_Group):
     warmup: float = _setting(0.1, "The fraction of the steps in which the learning rate rises.", low=0, high=0.9)
     checkpoints: str | tuple[int, ...] = _setting(
         "log",
-        "The steps whose checkpoints are analysed: spaced by 'log' or 'linear', or the steps themselves.",
+        "The steps whose checkpoints are analysed: spaced by 'log' or 'linear', those that cut what confidences "
+        "'moved' into equal parts, or the steps themselves.",
         parse="checkpoints",
-        choices=("log", "linear"),
+        choices=SPACINGS,
     )
-    num_checkpoints: int = _setting(8, "How many there are, for 'log' and 'linear'.", low=2)
+    num_checkpoints: int = _setting(8, "How many there are, unless steps are listed.", low=2)
     resume_every: int = _setting(
         500, "Steps that a stopped training loses at most; 0 for all since the last checkpoint kept.", low=0
     )
@@ -247,7 +250,7 @@ def allowed(field: dataclasses.Field) -> str:
     """What a setting may be, in words."""
     rules = field.metadata
     if rules.get("parse") == "checkpoints":
-        return "'log', 'linear', or steps of at least 0 such as 0,20,100"
+        return f"{', '.join(map(repr, SPACINGS))}, or steps of at least 0 such as 0,20,100"
     if rules.get("parse") == "pair":
         return "two different class names such as 4,9, or nothing"
     if "subset" in rules:
@@ -350,9 +353,9 @@ def _refused(key, value, field, kind=""):
 
 
 def _checkpoints(value):
-    """'log', 'linear' or ascending steps; None for anything else, such as 1.5 or True among the steps."""
+    """One of `SPACINGS` or ascending steps; None for anything else, such as 1.5 or True among the steps."""
     if isinstance(value, str):
-        return value if value in ("log", "linear") else None
+        return value if value in SPACINGS else None
     if isinstance(value, (Mapping, bytes)):
         return None
     try:

@@ -188,6 +188,7 @@ def test_choices_are_listed_when_another_is_given(key):
     [
         ("log", "log"),
         ("linear", "linear"),
+        ("moved", "moved"),
         ((7,), (7,)),
         ([100, 0, 20, 20], (0, 20, 100)),
         (np.array([3, 1]), (1, 3)),
@@ -202,6 +203,7 @@ def test_checkpoints_are_a_word_or_ascending_steps(value, expected):
     [
         "",
         "lag",
+        "move",
         "1,two",
         "-1",
         "0,20",
@@ -222,7 +224,7 @@ def test_checkpoints_are_a_word_or_ascending_steps(value, expected):
     ],
 )
 def test_other_checkpoints_are_refused(value):
-    refused("train.checkpoints", value)
+    assert "allowed: 'log', 'linear', 'moved', or steps" in refused("train.checkpoints", value)
 
 
 @pytest.mark.parametrize(

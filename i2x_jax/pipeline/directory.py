@@ -43,6 +43,7 @@ from i2x_jax.results.files import (
     seed_file,
     strict_json,
 )
+from i2x_jax.training.checkpoints import present_steps
 
 # What the system says of a folder that cannot be written to; other errors are bugs and keep their traceback.
 UNUSABLE = (
@@ -130,6 +131,14 @@ class RunDirectory:
             _remove(path)
         for name in refinement_names(self.path):
             self.discard_seeds(name)
+        self.discard_checkpoints()
+
+    def discard_checkpoints(self) -> None:
+        """Deletes the checkpoints that a finished training did not choose to keep."""
+        if self.main and self.complete("train"):
+            kept = read_array(self.path / "steps.npy", {}).tolist()
+            for step in set(present_steps(self.path / CHECKPOINTS)) - set(kept):
+                shutil.rmtree(self.path / CHECKPOINTS / str(step))
 
     def check_config(self, config: Config) -> None:
         """Raises `InputError` if the folder holds another run, something that is not a run, or links.
@@ -332,11 +341,28 @@ class RunDirectory:
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             return [line for line in whole if metrics_line(line)["step"] <= step]
 
-        kept = read(path, kept_lines) if path.exists() else []
-        temporary = self.path / f".tmp-{METRICS}"
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
+        self._write_metrics(read(path, kept_lines) if path.exists() else [])
         self.begin_events()
+
+    def replace_metrics(self, change: Callable[[list[dict]], list[dict]]) -> None:
+        """Writes metrics.jsonl anew, whole or not at all, and the events that follow it.
+
+        Args:
+          change: from the lines that are there to those that take their place.
+        """
+        if not self.main:
+            return
+        lines = change(read_metrics(self.path / METRICS))
+        self._write_metrics([json.dumps(line, allow_nan=False) + "\n" for line in lines])
+        if self._events:
+            self._events.close()
+            self._events = None
+        self.begin_events()
+
+    def _write_metrics(self, lines):
+        temporary = self.path / f".tmp-{METRICS}"
+        temporary.write_text("".join(lines))
+        os.replace(temporary, self.path / METRICS)
 
     def begin_events(self) -> None:
         """Has events follow metrics.jsonl from its first line, if anybody asked for them and they do not yet."""

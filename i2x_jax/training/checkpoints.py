@@ -2,11 +2,13 @@
 
 import contextlib
 import gc
+import itertools
 import logging
 import pathlib
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import absl.logging
@@ -19,6 +21,10 @@ from i2x_jax.devices.mesh import abstract, barrier, lost
 
 # What Orbax writes beside the arrays of a small model, generously: lists, shardings, lock files.
 CHECKPOINT_OVERHEAD = 2**20
+# 'moved' chooses among this many times as many checkpoints as are kept.
+CANDIDATES_EACH = 4
+# Movement is counted in millionths, so that what is chosen does not hang on the last bits of a sum.
+MOVEMENT_UNITS = 1e6
 STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 # What others call the folder of a step: 100, 000100, step_100, checkpoint-100.
 FOREIGN_STEP = re.compile(r"(?:[A-Za-z][A-Za-z_]*[_-])?([0-9]{1,18})")
@@ -27,11 +33,12 @@ ITEM_MARK = "_METADATA"
 
 
 def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[int, ...]:
-    """The steps whose checkpoints are kept: 0 and `total` always, ascending.
+    """The steps at which checkpoints are written: 0 and `total` always, ascending.
 
     Args:
-      spec: 'log' (evenly spaced in the logarithm of the step), 'linear', or the steps themselves.
-      count: how many, for 'log' and 'linear'; fewer where there are not so many steps.
+      spec: 'log' (evenly spaced in the logarithm of the step), 'linear', 'moved' (those of 'log', four times as many,
+        of which `choose_by_movement` keeps `count`), or the steps themselves.
+      count: how many are kept, but for listed steps; fewer where there are not so many steps.
       total: the last step.
 
     Raises:
@@ -44,9 +51,9 @@ def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[i
                 "set train.checkpoints or raise train.epochs"
             )
         return tuple(sorted({0, *spec, total}))
-    count = min(count, total + 1)
+    count = min(CANDIDATES_EACH * count if spec == "moved" else count, total + 1)
     # A geometric sequence of one would hold step 1, not the last.
-    log = spec == "log" and count > 2
+    log = spec != "linear" and count > 2
     wanted = np.geomspace(1, total, count - 1) if log else np.linspace(0, total, count)[1:]
     steps = [0]
     for step in wanted:
@@ -54,6 +61,50 @@ def select_steps(spec: str | tuple[int, ...], count: int, total: int) -> tuple[i
         # is never passed.
         steps.append(max(round(step), steps[-1] + 1))
     return tuple(steps)
+
+
+def movement(before: np.ndarray, after: np.ndarray) -> float:
+    """How far confidences `[n, M]` moved: half the absolute change, summed over classes, mean over samples; 0 to 1."""
+    return float(np.abs(np.float64(after) - before).sum(-1).mean() / 2)
+
+
+def choose_by_movement(steps: Sequence[int], moved: Sequence[float], count: int) -> tuple[int, ...]:
+    """Those of the steps, first and last among them, that cut what moved into parts as equal as can be.
+
+    As equal as can be: the sum of the squares of the parts is least. Each interval counts for a millionth more than it
+    moved, so that where nothing moved the steps are dealt out evenly; of equally good choices it is the earliest.
+
+    Args:
+      steps: C candidates, ascending.
+      moved: C-1 numbers, at least 0: what moved from each candidate to the next.
+      count: how many are wanted, at least 2; all where there are no more.
+
+    Raises:
+      InputError: what moved is not finite.
+    """
+    if not np.isfinite(moved).all():
+        step = steps[1 + int(np.argmin(np.isfinite(moved)))]
+        raise InputError(
+            f"confidences at step {step} are not finite; allowed: finite logits; train in another workdir, perhaps "
+            "with a lower train.learning_rate"
+        )
+    if len(steps) <= count:
+        return tuple(steps)
+    sizes = (1 + round(each * MOVEMENT_UNITS) for each in moved)
+    reached, last = list(itertools.accumulate(sizes, initial=0)), len(steps) - 1
+    # From each candidate the cheapest way there, so far in so many parts: its cost, and the candidates on it.
+    ways = {0: (0, (0,))}
+    for parts in range(1, count):
+        ends = range(parts, last + 1) if parts < count - 1 else (last,)
+        ways = {
+            end: min(
+                (cost + (reached[end] - reached[start]) ** 2, (*path, end))
+                for start, (cost, path) in ways.items()
+                if start < end
+            )
+            for end in ends
+        }
+    return tuple(steps[index] for index in ways[last][1])
 
 
 def present_steps(directory: pathlib.Path) -> tuple[int, ...]:

@@ -291,6 +291,17 @@ def test_two_processes_explain_what_one_has_trained(base, finished, tmp_path):
         np.testing.assert_allclose(values[1], values[0], rtol=0, atol=SAME * np.abs(values[0]).max())
 
 
+@pytest.mark.slow
+def test_two_processes_choose_checkpoints_by_movement(base, tmp_path):
+    workdir = tmp_path / "run"
+    run_in_two(base, workdir, tmp_path, "--stage=train", "--config.train.checkpoints=moved")
+    steps = Run(workdir).steps
+    assert len(steps) == 8
+    assert present_steps(workdir / CHECKPOINTS) == tuple(steps)
+    measured = [line["step"] for line in Run(workdir).metrics if line["split"] == "validation"]
+    assert measured == steps.tolist()
+
+
 def default_command(workdir):
     """What a user who types no more than `python run.py` gets, but for checkpoints that its prototypes do not need."""
     settings = ("--config.train.num_checkpoints=2", "--config.explain.max_pairs=1")

@@ -82,6 +82,13 @@ def test_a_killed_run_has_every_step_once(base, finished):
     assert Run(workdir).metrics == Run(finished).metrics
 
 
+@pytest.mark.slow
+def test_checkpoints_that_were_not_chosen_have_none(base, tmp_path):
+    run(base, tmp_path / "run", "--tensorboard", "--stage=train", "--config.train.checkpoints=moved")
+    assert len(Run(tmp_path / "run").steps) == 8
+    assert_complete(tmp_path / "run")
+
+
 def test_without_the_package(monkeypatch):
     monkeypatch.setattr(tensorboard.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError) as error:

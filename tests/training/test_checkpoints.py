@@ -1,4 +1,6 @@
 import functools
+import itertools
+import math
 import shutil
 
 import jax
@@ -9,7 +11,15 @@ import pytest
 
 from i2x_jax.config import InputError
 from i2x_jax.training import loop as training
-from i2x_jax.training.checkpoints import Checkpoints, foreign_items, present_steps, restore_foreign, select_steps
+from i2x_jax.training.checkpoints import (
+    Checkpoints,
+    choose_by_movement,
+    foreign_items,
+    movement,
+    present_steps,
+    restore_foreign,
+    select_steps,
+)
 from tests.helpers import assert_trees_equal, one_line, tiny_model, tiny_variables
 
 
@@ -38,6 +48,12 @@ class TestSelectSteps:
         # 1, 1.33, 1.78, 2.37, 3.16, 4.22, 5.62, 7.50, 10.
         assert select_steps("log", 10, 10) == (0, 1, 2, 3, 4, 5, 6, 7, 8, 10)
 
+    def test_moved_chooses_among_four_times_as_many_as_log(self):
+        assert select_steps("moved", 4, 5000) == select_steps("log", 16, 5000)
+        # 8 candidates where 2 are kept; and no more than there are steps.
+        assert len(select_steps("moved", 2, 5000)) == 8
+        assert select_steps("moved", 4, 5) == (0, 1, 2, 3, 4, 5)
+
     def test_linear_is_evenly_spaced(self):
         assert select_steps("linear", 5, 100) == (0, 25, 50, 75, 100)
 
@@ -50,6 +66,69 @@ class TestSelectSteps:
             select_steps((5, 101), 8, 100)
         assert "step 101; allowed: 0 to 100" in one_line(error)
         assert "train.checkpoints" in one_line(error)
+
+
+class TestChooseByMovement:
+    @pytest.mark.parametrize("size", [0.0, 1e-9, 0.01, 1.0])
+    @pytest.mark.parametrize(("candidates", "count", "expected"), [(13, 4, (0, 4, 8, 12)), (9, 3, (0, 4, 8))])
+    def test_where_all_move_alike_every_so_many_th_is_taken(self, size, candidates, count, expected):
+        assert choose_by_movement(range(candidates), [size] * (candidates - 1), count) == expected
+
+    def test_of_equally_good_choices_it_is_the_earliest(self):
+        # Parts of 1 and 2, or of 2 and 1; parts of 1, 1, 2 in any order.
+        assert choose_by_movement((0, 5, 7, 9), [0.2, 0.2, 0.2], 3) == (0, 5, 9)
+        assert choose_by_movement((0, 5, 7, 9, 11), [0.2] * 4, 4) == (0, 5, 7, 11)
+
+    def test_parts_of_what_moved_are_equal_where_they_can_be(self):
+        # 0.6 in all, and three parts: cut after 0.2 and after 0.4.
+        moved = [0.05, 0.05, 0.1, 0.1, 0.1, 0.15, 0.05]
+        assert choose_by_movement((0, 1, 2, 4, 8, 16, 32, 64), moved, 4) == (0, 4, 16, 64)
+
+    @pytest.mark.parametrize("where", range(12))
+    def test_an_interval_in_which_all_moves_is_set_apart_and_the_rest_dealt_out_evenly(self, where):
+        moved = np.zeros(12)
+        moved[where] = 0.9
+        chosen = choose_by_movement(range(13), moved, 6)
+        assert {where, where + 1} <= set(chosen)
+        assert (chosen[0], chosen[-1], len(chosen)) == (0, 12, 6)
+        # Three or four parts for what is left on both sides.
+        assert max(part for part in np.diff(chosen)) <= 4
+
+    def test_is_the_best_of_all_choices(self):
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            moved, count = rng.exponential(0.1, 9), int(rng.integers(2, 9))
+            at = np.concatenate([[0], np.cumsum(moved)])
+            choices = [(0, *inner, 9) for inner in itertools.combinations(range(1, 9), count - 2)]
+            best = min(choices, key=lambda choice: (np.diff(at[list(choice)]) ** 2).sum())
+            assert choose_by_movement(range(10), moved, count) == best
+
+    @pytest.mark.parametrize("count", [4, 5, 100])
+    def test_no_more_than_are_wanted_are_all_kept(self, count):
+        assert choose_by_movement((0, 3, 4, 9), [0.5, 0.0, 0.1], count) == (0, 3, 4, 9)
+
+    def test_two_are_the_first_and_the_last(self):
+        assert choose_by_movement((0, 3, 4, 9), [0.5, 0.0, 0.1], 2) == (0, 9)
+
+    def test_the_last_bits_of_what_moved_do_not_matter(self):
+        moved = np.random.default_rng(1).choice([0.1, 0.2], 31)
+        chosen = choose_by_movement(range(32), moved, 8)
+        for seed in range(20):
+            noise = np.random.default_rng(seed).uniform(-1e-8, 1e-8, 31)
+            assert choose_by_movement(range(32), moved + noise, 8) == chosen
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_movement_that_is_not_finite_is_refused_with_its_step(self, value):
+        with pytest.raises(InputError) as error:
+            choose_by_movement((0, 10, 20, 30), [0.1, value, 0.1], 3)
+        assert "confidences at step 20 are not finite; allowed: finite logits" in one_line(error)
+
+
+def test_movement_is_half_the_absolute_change_of_confidence():
+    before = np.float32([[1, 0, 0], [0.5, 0.25, 0.25]])
+    after = np.float32([[0, 1, 0], [0.25, 0.5, 0.25]])
+    assert movement(before, after) == movement(after, before) == (1 + 0.25) / 2
+    assert movement(before, before) == 0
 
 
 @functools.cache
