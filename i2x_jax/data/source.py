@@ -14,15 +14,18 @@ ROWS_AT_A_TIME = 1024
 
 
 class Images(Protocol):
-    """Images by row.
+    """Images by row."""
 
-    Attributes:
-      shape: (N, H, W, C).
-      dtype: of what is read: uint8, 0 to 255.
-    """
+    # Properties, since NumPy's own cannot be set and an array has to do.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, C)."""
+        ...
 
-    shape: tuple[int, ...]
-    dtype: np.dtype
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what is read: uint8, 0 to 255."""
+        ...
 
     def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
         """The images `[n, H, W, C]` of some rows, in that order; equal rows always give equal images."""

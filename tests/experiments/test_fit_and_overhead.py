@@ -51,7 +51,8 @@ def test_measuring_costs_little_beside_a_forward_pass(base, tmp_path):
     found = json.loads(path.read_text())["networks"]["cnn"]["cpu"]
     assert 0 < found["operations_over_forward_without_ledger"] < found["operations_over_forward"] < 0.05
     assert 0 < found["bytes_over_forward_without_ledger"] < found["bytes_over_forward"]
-    # Four convolutions, two operations a product: the forward pass is what it must be.
-    shapes = ((28 * 28, 9 * 32), (28 * 28, 9 * 32 * 64), (14 * 14, 9 * 64 * 64), (14 * 14, 9 * 64 * 64))
-    assert found["forward_operations_per_image"] > sum(2 * places * size for places, size in shapes) / 4
-    assert {"take", "account", "assign_locations", "class_moments"} <= set(found["programs"])
+    # Four convolutions, two operations a product; those with the padding are not counted: a part of a twelfth.
+    convolutions = ((28 * 28, 9 * 32), (14 * 14, 9 * 32 * 64), (7 * 7, 9 * 64 * 64), (7 * 7, 9 * 64 * 64))
+    products = 2 * sum(places * size for places, size in convolutions)
+    assert 11 / 12 * products < found["forward_operations_per_image"] < products
+    assert {"take", "account", "assign_locations", "class_sums"} <= set(found["programs"])
