@@ -52,11 +52,21 @@ class Batch(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """A data set as a run uses it: validation serves every choice, test only the final figures."""
+    """A data set as a run uses it: validation serves every choice, test only the final figures.
+
+    Where a cue is suspected, or was planted, there may be two sets in which it does not go with the class: `audit` to
+    choose by, `unbiased` for final figures.
+    """
 
     train: Dataset
     validation: Dataset
     test: Dataset
+    audit: Dataset | None = None
+    unbiased: Dataset | None = None
+
+    def sets(self) -> dict[str, Dataset]:
+        """Those that there are, by name."""
+        return {name: each for name, each in self._asdict().items() if each is not None}
 
 
 def load(name: str, split: str, data_dir: str | None = None, image_size: int = 0) -> Dataset:
