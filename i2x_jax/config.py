@@ -74,7 +74,9 @@ class DataConfig(_Group):
     """Which images."""
 
     _prefix = "data."
-    name: str = _setting("digits", "The data set: digits, or one of TensorFlow Datasets.")
+    name: str = _setting(
+        "digits", "The data set: digits, parts (parts:SEED of another seed), or one of TensorFlow Datasets."
+    )
     validation: float = _setting(
         0.15, "The fraction of the training images held out for validation.", low=0.01, high=0.5
     )
