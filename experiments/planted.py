@@ -1,6 +1,15 @@
-"""Scenes of known parts in which a tag gives one class away: what an explanation looks like when the answer is known.
+"""Scenes of known parts (`parts`) in which a tag gives one class away, and a small CNN with maps of 8x8.
 
-python run.py --config=experiments/planted.py
+    python run.py --config=experiments/planted.py
+
+A checker of 3x3 stands in the upper left corner of 98 % of the images of class A, and of hardly any others. On test
+images like these nothing seems wrong; on unbiased ones, where the checker stands for nothing, the network is lost. What
+it learned, an explanation should say: `Run("runs/planted").truth()` is where the checker is. The twin, which never saw
+one: `--config.data.plant= --workdir=runs/twin`.
+
+Measured on 2 cores of an AMD EPYC that a dozen other programs shared, 2026-11-26: test accuracy 97.80 %, unbiased
+63.60 %; the twin 97.95 % on its test images, 95.75 % on the unbiased ones of this run. 98 s of processor time and 245 s
+by the clock (the digits experiment beside it: 63 s and 99 s). Not yet measured on quiet cores.
 """
 
 from ml_collections import ConfigDict
@@ -11,13 +20,15 @@ def get_config():
     config = ConfigDict()
     config.data = ConfigDict()
     config.data.name = "parts"
-    config.data.max_train = 2500
+    config.data.max_train = 3000
     config.data.augment = "none"
     config.data.plant = "tag"
+    config.data.plant_size = 3
     config.model = ConfigDict()
     config.model.width = 16
     config.train = ConfigDict()
-    config.train.epochs = 10
+    config.train.epochs = 12
+    config.train.learning_rate = 0.008
     config.explain = ConfigDict()
     config.explain.num_prototypes = 32
     config.refine = ConfigDict()

@@ -1,4 +1,4 @@
-"""`parts`: scenes made of known parts, which can be drawn again without any of them (DESIGN 2.12).
+"""`parts`: scenes made of known parts, which can be drawn again without any of them (DESIGN 2.11).
 
 A class is a set of three parts, and each part belongs to several classes, so that no part alone tells. A scene holds
 the parts of its class, one foreign part, which belongs to other classes but completes none of them, and one neutral

@@ -1,4 +1,4 @@
-"""Planted truth: a cue that tells the class, drawn into any images while they are read, and where it is (DESIGN 2.12).
+"""Planted truth: a cue that tells the class, drawn into any images while they are read, and where it is (DESIGN 2.11).
 
 What is drawn into an image follows from the seed and the image's row in its data set alone: neither splits nor batches
 nor devices change it. Nothing is written anywhere; the images themselves stay as they are.

@@ -144,7 +144,7 @@ class Run:
         return self.splits.train
 
     def truth(self, split: str = "train") -> np.ndarray:
-        """Where the cue is that `data.plant` drew into the images (DESIGN 2.12); needs the data.
+        """Where the cue is that `data.plant` drew into the images (DESIGN 2.11); needs the data.
 
         Args:
           split: 'train', 'validation', 'test', 'audit' or 'unbiased'.
