@@ -7,9 +7,8 @@ images like these nothing seems wrong; on unbiased ones, where the checker stand
 it learned, an explanation should say: `Run("runs/planted").truth()` is where the checker is. The twin, which never saw
 one: `--config.data.plant= --workdir=runs/twin`.
 
-Measured on 2 cores of an AMD EPYC that a dozen other programs shared, 2026-11-26: test accuracy 97.80 %, unbiased
-63.60 %; the twin 97.95 % on its test images, 95.75 % on the unbiased ones of this run. 98 s of processor time and 245 s
-by the clock (the digits experiment beside it: 63 s and 99 s). Not yet measured on quiet cores.
+Measured on 2 cores of an AMD EPYC, nothing else running, 2026-11-26: 64 s in all, without kept programs; test accuracy
+97.80 %, unbiased 63.60 %. The twin: 97.95 % on its test images, 95.75 % on the unbiased ones of this run.
 """
 
 from ml_collections import ConfigDict
