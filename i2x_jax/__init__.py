@@ -11,12 +11,13 @@ if _TYPE_CHECKING:
     # For type checkers, which do not run `__getattr__`.
     from i2x_jax.api import OrbaxCheckpoints, OwnModel, explain, train
     from i2x_jax.config import InputError
+    from i2x_jax.data import parts
     from i2x_jax.data.dataset import Dataset
     from i2x_jax.evidence.saliency import gradcam
     from i2x_jax.results.opened_run import Run
 
 __version__ = "0.2.0.dev0"
-__all__ = ("Dataset", "InputError", "OrbaxCheckpoints", "OwnModel", "Run", "explain", "gradcam", "train")
+__all__ = ("Dataset", "InputError", "OrbaxCheckpoints", "OwnModel", "Run", "explain", "gradcam", "parts", "train")
 
 # The module that each public name lives in.
 _HOMES = {
@@ -28,13 +29,16 @@ _HOMES = {
     "Dataset": "data.dataset",
     "InputError": "config",
     "gradcam": "evidence.saliency",
+    "parts": "data",
 }
 
 
 def __getattr__(name: str) -> _Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(_importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    home = f"{__name__}.{_HOMES[name]}"
+    # What is public may be a module as well.
+    return getattr(_importlib.import_module(home), name, None) or _importlib.import_module(f"{home}.{name}")
 
 
 def __dir__() -> list[str]:

@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ import numpy as np
 from absl import logging
 
 from i2x_jax.config import OWN, Config, DataConfig, InputError, ModelConfig, TrainConfig, from_config_dict
+from i2x_jax.data import planted
 from i2x_jax.data.dataset import EMBEDDED_TEST_SEED, Dataset, Splits, check_classes, checked, hold_out
 from i2x_jax.devices.mesh import barrier, fetch, is_main, replicate
 from i2x_jax.evidence.geometry import by_cells, measured_places
@@ -37,6 +38,9 @@ from i2x_jax.training.checkpoints import foreign_items, restore_foreign
 # Of a linear head against `head`: both are computed in float32, in another order.
 SAME_LOGITS = {"rtol": 1e-3, "atol": 1e-3}
 IMAGES_COMPARED = 32
+# Settings of the data that concern every network, those trained elsewhere too.
+ANY_NETWORK = ("validation", "plant", "plant_strength", "plant_size", "plant_place", "plant_seed")
+NAMED = ("audit", "unbiased")  # data sets that only the program looks up
 IMAGES_PROBED = 3  # whose gradients tell what locations see
 
 
@@ -77,15 +81,29 @@ class OrbaxCheckpoints:
     like: Any = None
 
 
+class HeldOut(TypedDict, total=False):
+    """Images that a network was not trained on, by what they serve; None is as if left out.
+
+    Attributes:
+      validation: they serve every choice: when classes were told apart, and which are confused.
+      test: for the final figures.
+      audit: images in which a suspected link of something to a class is broken, to choose by; some 200 will do.
+      unbiased: images without that link, for the final figures.
+    """
+
+    validation: Dataset | None
+    test: Dataset | None
+    audit: Dataset | None
+    unbiased: Dataset | None
+
+
 def explain(
     model: OwnModel | Model,
     checkpoints: Iterable[Any] | str | os.PathLike | OrbaxCheckpoints,
     dataset: Dataset,
     config: Config | Mapping[str, Any] | None = None,
     workdir: str | os.PathLike | None = None,
-    *,
-    validation: Dataset | None = None,
-    test: Dataset | None = None,
+    **held_out: Unpack[HeldOut],
 ) -> Run:
     """Explains how a network learned to decide, from its checkpoints.
 
@@ -100,14 +118,16 @@ def explain(
         variables, or a folder that Orbax wrote. Variables are any tree of arrays.
       dataset: the images that are analysed, most often those that the network was trained on.
       config: settings, all or some, as an `ml_collections.ConfigDict`, a nested dict or a `Config`. Used are the group
-        `explain` (without an own `pca_dims`: 32, or d where that is smaller), `seed`, `data.validation`,
-        `model.allow_1x1`, `refine.pair` and `refine.max_left_out`.
+        `explain` (without an own `pca_dims`: 32, or d where that is smaller), `seed`, `data.validation`, `data.plant`
+        with what belongs to it, `model.allow_1x1`, `refine.pair` and `refine.max_left_out`. A planted cue is in all
+        images that the network is shown here: it should have been trained on such images (`data.planted.plant`).
       workdir: the run directory, new or of the same call: what is finished is not done again, and a call that was
         stopped goes on. None for a temporary one, which is deleted when the `Run` is no longer held.
-      validation: images that the network was not trained on. They tell when classes were told apart, and which are
-        confused. None to hold out the share `data.validation` of `dataset`, stratified by class: if the network has
-        seen those, it will seem to tell classes apart sooner than it did.
-      test: images for the final figures. None to hold out the same share, the same images whatever the seed.
+      **held_out: `validation`, `test`, `audit` and `unbiased` (see `HeldOut`), which the network was not trained on.
+        Without a validation set the share `data.validation` of `dataset` is held out, stratified by class: if the
+        network has seen those, it will seem to tell classes apart sooner than it did. Without a test set the same
+        share, the same images whatever the seed. There need not be audit and unbiased images; with `data.plant` they
+        are made.
 
     Returns:
       The run, with report.html in its directory: `explanation`, `crops`, `story`, `to_frame`, `array`. Rows of its
@@ -120,7 +140,7 @@ def explain(
         not exist is not left behind.
     """
     settings = _settings(config)
-    splits = _splits(dataset, validation, test, settings)
+    splits = _splits(dataset, held_out, settings, "explain")
     given = _checkpoints(checkpoints)
     like, digest = survey(given)
     own = _cut(model, like, splits.train, settings.model.allow_1x1)
@@ -159,9 +179,8 @@ def train(
     config: Config | Mapping[str, Any] | None = None,
     workdir: str | os.PathLike[str] | None = None,
     *,
-    validation: Dataset | None = None,
-    test: Dataset | None = None,
     refine: bool = False,
+    **held_out: Unpack[HeldOut],
 ) -> Run:
     """Trains a network of this project on images of one's own, and explains how it learned to decide.
 
@@ -173,8 +192,7 @@ def train(
       config: settings, all or some, as in `explain`: which network is `model`, how it is trained is `train` and
         `data.augment`. `data.name` is 'own' whatever it says, and `data.image_size` must be 0: images are not resized.
       workdir: as in `explain`; a training that was stopped goes on from its last checkpoint.
-      validation: images that serve every choice. None to hold out the share `data.validation` of `dataset`.
-      test: images for the final figures. None to hold out the same share, the same images whatever the seed.
+      **held_out: as in `explain`.
       refine: fine-tune as well, with the controls (DESIGN 2.9). A run that was made without it is completed.
 
     Returns:
@@ -185,6 +203,11 @@ def train(
     """
     settings = config if isinstance(config, Config) else from_config_dict({} if config is None else config)
     settings = dataclasses.replace(settings, data=dataclasses.replace(settings.data, name=OWN))
+    for key in NAMED:
+        if name := getattr(settings.data, key):
+            raise InputError(
+                f"config key data.{key} is {name!r}; allowed: '' for images of your own; hand over {key}=, a Dataset"
+            )
     if settings.data.image_size:
         raise InputError(
             f"config key data.image_size is {settings.data.image_size}; allowed: 0 for images of your own; resize them "
@@ -197,7 +220,7 @@ def train(
         )
     if not isinstance(refine, bool):
         raise InputError(f"refine is {refine!r}; allowed: True or False; set refine")
-    splits = _splits(dataset, validation, test, settings)
+    splits = _splits(dataset, held_out, settings, "train")
     steps = [step for step in STEPS if refine or step != "refine"]
     with _folder(workdir, lambda path: (path / CHECKPOINTS).exists()) as (path, temporary):
         directory = RunDirectory(path, is_main(), barrier)
@@ -233,7 +256,7 @@ def _settings(config):
     full = config if isinstance(config, Config) else from_config_dict({} if config is None else config)
     return dataclasses.replace(
         full,
-        data=DataConfig(name=OWN, validation=full.data.validation),
+        data=DataConfig(name=OWN, **{key: getattr(full.data, key) for key in ANY_NETWORK}),
         model=ModelConfig(name=OWN, allow_1x1=full.model.allow_1x1),
         train=TrainConfig(),
     )
@@ -247,11 +270,12 @@ def _fitting(settings, config, own):
     return dataclasses.replace(settings, explain=dataclasses.replace(settings.explain, pca_dims=dims))
 
 
-def _splits(dataset, validation, test, settings):
+def _splits(dataset, held_out, settings, caller):
     """The data as the steps take them; what was held out of `dataset` remembers its rows in it."""
     train = checked(dataset, "dataset")
-    given = {"validation": validation, "test": test}
-    given = {name: checked(each, name, like=train) for name, each in given.items() if each is not None}
+    if unknown := held_out.keys() - HeldOut.__annotations__:
+        raise TypeError(f"{caller}() got an unexpected keyword argument {min(unknown)!r}")
+    given = {name: checked(each, name, like=train) for name, each in held_out.items() if each is not None}
     train = train.take(np.arange(len(train.labels)))
     for name, seed in (("test", EMBEDDED_TEST_SEED), ("validation", settings.seed)):
         if name not in given:
@@ -260,7 +284,7 @@ def _splits(dataset, validation, test, settings):
         train = hold_out(train, settings.data.max_train / len(train.labels), settings.seed)[1]
     splits = Splits(train, **given)
     check_classes(splits)
-    return splits
+    return planted.completed(splits, settings.data, settings.seed)
 
 
 def _checkpoints(checkpoints):

@@ -30,6 +30,7 @@ SPACINGS = ("log", "linear", "moved")
 CAMS = ("gradcam", "gradcam++", "hirescam", "layercam")
 # What data.name and model.name are where images and network were handed to `i2x_jax.explain`.
 OWN = "own"
+MAX_SEED = 2**31 - 1
 # The others count only gradients that raise a logit: for a margin they would show one class and not the other.
 SIGNED_CAMS = ("gradcam", "hirescam")
 
@@ -75,13 +76,40 @@ class DataConfig(_Group):
     """Which images."""
 
     _prefix = "data."
-    name: str = _setting("digits", "The data set: digits, or one of TensorFlow Datasets.")
+    name: str = _setting(
+        "digits", "The data set: digits, parts (parts:SEED of another seed), or one of TensorFlow Datasets."
+    )
     validation: float = _setting(
         0.15, "The fraction of the training images held out for validation.", low=0.01, high=0.5
     )
     max_train: int = _setting(0, "Training images used, at most; 0 for all.", low=0)
     image_size: int = _setting(0, "The side that images are scaled to, in pixels; 0 for their own size.", low=0)
     augment: str = _setting("shift", "How training images are varied.", choices=("none", "shift", "shift_flip"))
+    plant: str = _setting(
+        "",
+        "A cue drawn into the images that tells the class: a tag of one class, or a square whose colour tells each; "
+        "'' for none.",
+        choices=("", "tag", "tag_anywhere", "colour"),
+    )
+    plant_strength: float = _setting(
+        0.98, "The fraction of the tagged class that has the tag, or of all images whose colour tells.", low=0, high=1
+    )
+    plant_size: int = _setting(0, "The side of the cue in pixels; 0 for 5, or 4 of a colour.", low=0)
+    plant_place: str = _setting(
+        "top_left",
+        "The corner that the cue stands in, moved by a pixel; of no account to tag_anywhere.",
+        choices=("top_left", "top_right", "bottom_left", "bottom_right"),
+    )
+    plant_seed: int = _setting(
+        0,
+        "The seed of the cue; modulo the number of classes, the number of the tagged class.",
+        low=0,
+        high=MAX_SEED,
+    )
+    audit: str = _setting(
+        "", "A data set in which a suspected link is broken, to choose by; its test images, '' for none."
+    )
+    unbiased: str = _setting("", "A data set without the link, to test on once; its test images, '' for none.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +223,7 @@ class Config(_Group):
     """All settings of a run; two equal configs and equal data give equal results on one machine."""
 
     _prefix = ""
-    seed: int = _setting(0, "The seed of whatever is drawn.", low=0, high=2**31 - 1)
+    seed: int = _setting(0, "The seed of whatever is drawn.", low=0, high=MAX_SEED)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)

@@ -30,7 +30,7 @@ def trained(base, data):
 def test_a_run_like_any_other(trained, data):
     assert trained.config.data.name == "own"
     assert tuple(trained.steps) == (0, 1, 16)
-    assert [len(split.labels) for split in trained.splits] == [123, 12, 15]
+    assert [len(split.labels) for split in trained.splits[:3]] == [123, 12, 15]
     assert trained.explanation.pair("red", "blue").separating
     assert trained.crops(prototype=0, n=3).images.shape[0] == 3
     told = trained.story(7)

@@ -62,6 +62,16 @@ def test_the_package_says_that_it_has_types():
 
 def test_only_what_is_public_is_listed():
     names = [name for name in dir(i2x_jax) if not name.startswith("__")]
-    assert names == ["Dataset", "InputError", "OrbaxCheckpoints", "OwnModel", "Run", "explain", "gradcam", "train"]
+    assert names == [
+        "Dataset",
+        "InputError",
+        "OrbaxCheckpoints",
+        "OwnModel",
+        "Run",
+        "explain",
+        "gradcam",
+        "parts",
+        "train",
+    ]
     assert set(names) == set(i2x_jax.__all__) == set(i2x_jax._HOMES)
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", i2x_jax.__version__)

@@ -10,7 +10,7 @@ import numpy as np
 
 from i2x_jax.config import InputError
 from i2x_jax.data.source import Images, blocks, by_rows, chosen
-from i2x_jax.data.sources import EMBEDDED, read_tfds, resized
+from i2x_jax.data.sources import EMBEDDED, generated, read_tfds, resized
 
 # The embedded sets have no test split of their own: it is drawn once, the same for every seed of a run.
 EMBEDDED_TEST_SEED = 2603
@@ -52,18 +52,29 @@ class Batch(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """A data set as a run uses it: validation serves every choice, test only the final figures."""
+    """A data set as a run uses it: validation serves every choice, test only the final figures.
+
+    Where a cue is suspected, or was planted, there may be two sets in which it does not go with the class: `audit` to
+    choose by, `unbiased` for final figures.
+    """
 
     train: Dataset
     validation: Dataset
     test: Dataset
+    audit: Dataset | None = None
+    unbiased: Dataset | None = None
+
+    def sets(self) -> dict[str, Dataset]:
+        """Those that there are, by name."""
+        return {name: each for name, each in self._asdict().items() if each is not None}
 
 
 def load(name: str, split: str, data_dir: str | None = None, image_size: int = 0) -> Dataset:
     """Loads one split of a data set.
 
     Args:
-      name: 'digits' (embedded), or an image-classification set of TensorFlow Datasets.
+      name: 'digits' (embedded), 'parts' or 'parts:SEED' (generated), or an image-classification set of TensorFlow
+        Datasets.
       split: 'train' or 'test'.
       data_dir: the folder of prepared sets; the embedded ones need none.
       image_size: resize all images to squares of so many pixels; 0 keeps their size.
@@ -73,12 +84,16 @@ def load(name: str, split: str, data_dir: str | None = None, image_size: int = 0
     """
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r} of {name}; allowed: {', '.join(SPLITS)}")
-    if name not in EMBEDDED:
+    made = generated(name)
+    if name not in EMBEDDED and not made:
         return Dataset(*read_tfds(name, split, data_dir, image_size))
-    images, labels, class_names = EMBEDDED[name]()
+    images, labels, class_names = made(split) if made else EMBEDDED[name]()
     if image_size:
         images = np.stack([resized(image, image_size) for image in images])
-    rest, test = hold_out(Dataset(images, labels, class_names), EMBEDDED_TEST_FRACTION, EMBEDDED_TEST_SEED)
+    dataset = Dataset(images, labels, class_names)
+    if made:
+        return dataset
+    rest, test = hold_out(dataset, EMBEDDED_TEST_FRACTION, EMBEDDED_TEST_SEED)
     return test if split == "test" else rest
 
 

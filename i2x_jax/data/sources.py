@@ -1,6 +1,7 @@
-"""Where images come from: the sets embedded in scikit-learn, and TensorFlow Datasets read without TensorFlow."""
+"""Where images come from: sets that are embedded or generated, and TensorFlow Datasets read without TensorFlow."""
 
 import difflib
+import functools
 import glob
 import os
 import re
@@ -9,7 +10,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from i2x_jax.config import InputError
+from i2x_jax.config import MAX_SEED, InputError
+from i2x_jax.data import parts
 
 # Images, labels, class names.
 Samples = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
@@ -31,6 +33,26 @@ def digits() -> Samples:
 
 
 EMBEDDED: dict[str, Callable[[], Samples]] = {"digits": digits}
+# Sets that are made, of a split and a seed; NAME:SEED asks for another seed than 0.
+GENERATED: dict[str, Callable[[str, int], Samples]] = {"parts": parts.samples}
+OFFLINE = (*EMBEDDED, *GENERATED)
+
+
+def generated(name: str) -> Callable[[str], Samples] | None:
+    """From a split to the samples of a set that is made, 'parts' or 'parts:SEED'; None for any other name.
+
+    Raises:
+      InputError: what stands behind the colon is no seed.
+    """
+    kind, colon, seed = name.partition(":")
+    if kind not in GENERATED:
+        return None
+    if colon and not (seed.isdecimal() and seed.isascii() and int(seed[:11]) <= MAX_SEED):
+        raise InputError(
+            f"data set {name!r} has no seed behind its colon; allowed: {kind}, or {kind}:SEED with 0 to {MAX_SEED}; "
+            "set data.name"
+        )
+    return functools.partial(GENERATED[kind], seed=int(seed or 0))
 
 
 def read_tfds(
@@ -110,8 +132,8 @@ def describe(name: str, data_dir: str | None, image_size: int = 0) -> tuple[tupl
 
     Arguments and errors as in `read_tfds`, but for those about what is prepared.
     """
-    if name in EMBEDDED:
-        images, _, class_names = EMBEDDED[name]()
+    if name in EMBEDDED or generated(name):
+        images, _, class_names = EMBEDDED[name]() if name in EMBEDDED else generated(name)("test")
         return _shape_read(name, images.shape[1:], image_size), len(class_names)
     features = _builder(name, data_dir).info.features
     image_key, label_key = _keys(name, features)
@@ -152,21 +174,21 @@ def _tfds(name):
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        if difflib.get_close_matches(name, EMBEDDED):
+        if difflib.get_close_matches(name, OFFLINE):
             raise _unknown(name, ()) from None
         reason = str(error).splitlines()[0]
         raise InputError(
             f"data set {name!r} is read with TensorFlow Datasets, which is not installed ({reason}); "
-            f"allowed without it: {', '.join(EMBEDDED)}; pip install 'i2x_jax[tfds]', or in a checkout pip install -r "
+            f"allowed without it: {', '.join(OFFLINE)}; pip install 'i2x_jax[tfds]', or in a checkout pip install -r "
             "requirements-tfds.txt"
         ) from None
     return tfds
 
 
 def _unknown(name, others):
-    close = difflib.get_close_matches(name, [*EMBEDDED, *others], n=3)
+    close = difflib.get_close_matches(name, [*OFFLINE, *others], n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "set data.name"
-    allowed = f"{', '.join(EMBEDDED)}, or an image set of TensorFlow Datasets such as mnist or cifar10"
+    allowed = f"{', '.join(OFFLINE)}, or an image set of TensorFlow Datasets such as mnist or cifar10"
     return InputError(f"unknown data set {name!r}; allowed: {allowed}; {hint}")
 
 

@@ -136,8 +136,8 @@ def _by_row(rows):
 
 
 def measure_held_out(directory: RunDirectory, work: Run) -> dict[str, np.ndarray]:
-    """Confidence float32 `[T, n, M]` on validation and test samples at every checkpoint."""
-    held_out = {"validation": work.splits.validation, "test": work.splits.test}
+    """Confidence float32 `[T, n, M]` on every set but the training set, by its name, at every checkpoint."""
+    held_out = {name: dataset for name, dataset in work.splits.sets().items() if name != "train"}
     confidence = {name: [] for name in held_out}
     images = len(work.steps) * sum(len(dataset.labels) for dataset in held_out.values())
     with directory.progress_bar("held-out images", images, "image") as bar:

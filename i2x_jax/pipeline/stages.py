@@ -223,7 +223,7 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
       InputError: the run was begun with other data, other initial weights or other checkpoints.
     """
     settings = config_lib.to_dict(config)
-    prints = {name: fingerprint(split) for name, split in splits._asdict().items()}
+    prints = {name: fingerprint(split) for name, split in splits.sets().items()}
     if (directory.path / CONFIG).exists():
         header = read_header(directory.path)
         made_with = header["provenance"]

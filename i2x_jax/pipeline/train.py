@@ -60,13 +60,14 @@ def initial_variables(directory: RunDirectory, work: Run) -> Variables:
 def measure(directory: RunDirectory, work: Run, variables: Variables, step: int, last: bool) -> None:
     """Adds loss and accuracy of a kept checkpoint to metrics.jsonl.
 
-    Train and test are measured once, at the end; validation is what choices are made on.
+    Train, test, audit and unbiased sets are measured once, at the end; validation is what choices are made on.
 
     Raises:
       NotFiniteError: a loss is not; the last step before a checkpoint may ruin weights whose loss was still finite.
     """
-    for split in ("validation", "train", "test") if last else ("validation",):
-        dataset = getattr(work.splits, split)
+    sets = work.splits.sets()
+    for split in dict.fromkeys(["validation", *sets]) if last else ["validation"]:
+        dataset = sets[split]
         logits = training.predict(work.model, variables, dataset, work.config.explain.batch_size)
         loss, accuracy = training.loss_and_accuracy(logits, dataset.labels)
         if not np.isfinite(loss):

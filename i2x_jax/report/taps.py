@@ -3,6 +3,7 @@
 from i2x_jax import models
 from i2x_jax.config import Config
 from i2x_jax.data import sources
+from i2x_jax.data.planted import planted_channels
 
 
 def tap_table(config: Config, data_dir: str | None) -> str:
@@ -14,6 +15,7 @@ def tap_table(config: Config, data_dir: str | None) -> str:
       InputError: the data set, the network or the tap is unknown, or the images are too small for the network.
     """
     image_shape, num_classes = sources.describe(config.data.name, data_dir, config.data.image_size)
+    image_shape = (*image_shape[:2], planted_channels(config.data, image_shape[2]))
     model = config.model
     places = models.taps(
         model.name, num_classes=num_classes, image_shape=image_shape, width=model.width, stem=model.stem

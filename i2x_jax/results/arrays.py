@@ -20,8 +20,9 @@ class Spec(NamedTuple):
     Attributes:
       dtype: exactly.
       shape: sizes, or symbols of DESIGN section 1; I is T - 1, J is T - 2, A is K + 1, R is the classes kept of each
-        class's samples and Y those of which confidence.npy tells, C the channels of an image, V and E are the
-        validation and test samples, P the training samples of a pair, and U, S, L are as many as it happens to be.
+        class's samples and Y those of which confidence.npy tells, C the channels of an image, V, E, G and B are the
+        validation, test, audit and unbiased samples, P the training samples of a pair, and U, S, L are as many as it
+        happens to be.
       low: the smallest value allowed.
       below: every value is less than this size.
       nan: whether NaN may stand for what was not measured.
@@ -85,6 +86,14 @@ ARRAYS: dict[str, dict[str, Spec]] = {
     "test.npz": {
         "labels": _spec("int32", "E", low=0, below="M"),
         "confidence": _spec("float32", "T E M", low=0),
+    },
+    "audit.npz": {
+        "labels": _spec("int32", "G", low=0, below="M"),
+        "confidence": _spec("float32", "T G M", low=0),
+    },
+    "unbiased.npz": {
+        "labels": _spec("int32", "B", low=0, below="M"),
+        "confidence": _spec("float32", "T B M", low=0),
     },
     "mapping.npz": {
         **{name: _spec("float64", "I K M", nan=True) for name in ("beta", "beta_groups", "sign_agreement")},
@@ -169,6 +178,8 @@ QUANTITIES = {
     "contributions.npz": "the contributions to the logits",
     "validation.npz": "the confidence in validation images",
     "test.npz": "the confidence in test images",
+    "audit.npz": "the confidence in audit images",
+    "unbiased.npz": "the confidence in unbiased images",
 }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from i2x_jax.config import OWN, Config, InputError, printable
+from i2x_jax.data import planted
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
 from i2x_jax.explanation import account, degenerate, uncertainty
 from i2x_jax.explanation.account import ClassLedger, ImageAccount, PairEntry
@@ -100,7 +101,7 @@ class Run:
         return self._opened[name][1]
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """A .npz file: prototypes, contributions, validation, test, mapping, curated."""
+        """A .npz file: prototypes, contributions, validation, test, audit, unbiased, mapping, curated."""
         return read_arrays(self._known(name, ".npz"), self._sizes(name))
 
     def _known(self, name, ending):
@@ -118,9 +119,9 @@ class Run:
         sizes = {"K": k, "A": k + 1, "D": self.config.explain.pca_dims}
         # Data and model are looked at where they are at hand: opening an array must not read a data set.
         if "splits" in vars(self):
-            train, validation, test = self.splits
-            sizes |= {"M": len(train.class_names), "N": len(train.labels)}
-            sizes |= {"V": len(validation.labels), "E": len(test.labels)}
+            symbols = {"train": "N", "validation": "V", "test": "E", "audit": "G", "unbiased": "B"}
+            sizes |= {symbols[name]: len(each.labels) for name, each in self.splits.sets().items()}
+            sizes["M"] = len(self.dataset.class_names)
         elif name not in ("steps", "labels", "rivals"):
             sizes["N"] = len(self.array("labels"))
         if "model" in vars(self):
@@ -152,7 +153,7 @@ class Run:
 
     @functools.cached_property
     def splits(self) -> Splits:
-        """Train (as analysed), validation and test."""
+        """Train (as analysed), validation and test, and where there are any audit and unbiased."""
         self._refuse_own()
         return dataset_of(self.config, self._data_dir)
 
@@ -160,6 +161,27 @@ class Run:
     def dataset(self) -> Dataset:
         """The N training samples, in the order of every array of the run."""
         return self.splits.train
+
+    def truth(self, split: str = "train") -> np.ndarray:
+        """Where the cue is that `data.plant` drew into the images (DESIGN 2.11); needs the data.
+
+        Args:
+          split: 'train', 'validation', 'test', 'audit' or 'unbiased'.
+
+        Returns:
+          bool `[N, H, W]`, True in the square of the cue; rows are those of the run's arrays. An image without the cue
+          is False everywhere. Images are as they are stored: training shifts them and its cues with them.
+
+        Raises:
+          InputError: no such split, or nothing was planted.
+        """
+        asked.one_of(split, "split", Splits._fields)
+        if not self.config.data.plant:
+            raise InputError(
+                f"nothing was planted into the images of {self.path}; allowed: a run with data.plant; set "
+                "--config.data.plant and another workdir"
+            )
+        return planted.masks(getattr(self.splits, split))
 
     @functools.cached_property
     def explanation(self) -> Explanation:
@@ -691,7 +713,8 @@ class Run:
 def dataset_of(config: Config, data_dir: str | None) -> Splits:
     """The splits a config asks for."""
     data = config.data
-    return load_splits(data.name, data.validation, data.max_train, data.image_size, config.seed, data_dir)
+    splits = load_splits(data.name, data.validation, data.max_train, data.image_size, config.seed, data_dir)
+    return planted.completed(splits, data, config.seed, data_dir)
 
 
 def model_of(config: Config, dataset: Dataset) -> "Model":

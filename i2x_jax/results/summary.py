@@ -14,6 +14,8 @@ from i2x_jax.explanation.types import Explanation, PairExplanation
 INCOMPLETE = 1e-3
 # Prototypes that the learning story names on the images of a class.
 MOST_NAMED = 3
+# Whose accuracy is told; that on the audit set, by which choices are made, is in metrics.jsonl.
+SPLITS = ("train", "validation", "test", "unbiased")
 
 
 def summary(
@@ -62,7 +64,7 @@ def summary(
 def accuracy(metrics: list[dict]) -> str:
     """The last accuracy on each split."""
     last = {line["split"]: line for line in metrics}
-    cells = [f"{name} {100 * last[name]['accuracy']:.2f} %" for name in ("train", "validation", "test") if name in last]
+    cells = [f"{name} {100 * last[name]['accuracy']:.2f} %" for name in SPLITS if name in last]
     return f"Accuracy at step {metrics[-1]['step']}: " + ", ".join(cells)
 
 

@@ -34,7 +34,7 @@ class TestDigits:
 
     def test_splits_share_no_image(self):
         splits = data.load_splits("digits", 0.15, seed=3)
-        train, validation, test = map(hashes, splits)
+        train, validation, test = map(hashes, splits[:3])
         assert len(train | validation | test) == len(train) + len(validation) + len(test)
 
     def test_splits_are_stratified_within_one_sample(self):
@@ -42,7 +42,7 @@ class TestDigits:
         total = counts(data.load("digits", "train")) + counts(splits.test)
         assert np.abs(counts(splits.test) - 0.2 * total).max() <= 1
         assert np.abs(counts(splits.validation) - 0.15 * (total - counts(splits.test))).max() <= 1
-        assert (sum(map(counts, splits)) == total).all()
+        assert (sum(map(counts, splits[:3])) == total).all()
 
     def test_the_test_split_does_not_depend_on_the_seed_and_validation_does(self):
         one, again, other = (data.load_splits("digits", 0.15, seed=seed) for seed in (3, 3, 4))
@@ -63,7 +63,7 @@ class TestDigits:
 
     def test_image_size_resizes_every_split(self):
         splits = data.load_splits("digits", 0.15, image_size=12)
-        assert {split.images.shape[1:] for split in splits} == {(12, 12, 1)}
+        assert {split.images.shape[1:] for split in splits[:3]} == {(12, 12, 1)}
 
 
 def test_an_unknown_data_set_is_refused():

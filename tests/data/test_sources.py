@@ -171,7 +171,7 @@ class TestWithoutTensorFlowDatasets:
             ask("mnist")
         line = one_line(error)
         assert "data set 'mnist' is read with TensorFlow Datasets, which is not installed" in line
-        assert "allowed without it: digits; pip install 'i2x_jax[tfds]'" in line
+        assert "allowed without it: digits, parts; pip install 'i2x_jax[tfds]'" in line
 
     def test_a_slip_is_still_told(self, tmp_path):
         assert "did you mean digits?" in refused("digit", tmp_path)

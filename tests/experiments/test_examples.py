@@ -39,17 +39,25 @@ def in_a_folder_with_runs_digits(finished, tmp_path, monkeypatch):
 
 
 def test_every_python_block_is_run_here():
-    assert [len(blocks(document)) for document in ("README.md", "BUILD.md", "DESIGN.md")] == [2, 1, 0]
+    assert [len(blocks(document)) for document in ("README.md", "BUILD.md", "DESIGN.md")] == [2, 2, 0]
 
 
-@pytest.mark.parametrize("document", ["README.md", "BUILD.md"])
+@pytest.mark.parametrize(("document", "number"), [("README.md", 0), ("BUILD.md", 1)])
 @pytest.mark.usefixtures("in_a_folder_with_runs_digits")
-def test_what_is_asked_of_a_run(document):
+def test_what_is_asked_of_a_run(document, number):
     names = {}
-    values = shown_by(blocks(document)[0], names)
+    values = shown_by(blocks(document)[number], names)
     assert names["run"].path.parts[-2:] == ("runs", "digits")
     assert len(values) >= 3
     assert all(value is not None for value in values.values())
+
+
+def test_scenes_without_a_part():
+    names = {}
+    (shapes,) = shown_by(blocks("BUILD.md")[0], names).values()
+    assert set(shapes[:4]) <= set(names["parts"].PARTS)
+    assert shapes[4] in names["parts"].SHAPES[8:]
+    assert (names["images"] != names["bare"]).any((1, 2, 3)).all()
 
 
 def test_a_network_of_your_own(tmp_path, monkeypatch, data):

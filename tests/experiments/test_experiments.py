@@ -13,6 +13,7 @@ from programs import ROOT, environment
 from i2x_jax import Run, models
 from i2x_jax.config import Config, from_config_dict, to_dict
 from i2x_jax.data import sources
+from i2x_jax.training import loop as training
 
 PAPER = ("mnist_resnet50", "cifar10_resnet50", "mnist_inception_v3")
 CONFIGS = [
@@ -116,3 +117,23 @@ def test_it_learns_few_images_by_heart(base, tmp_path, path):
     assert np.array_equal(run.array("labels"), run.dataset.labels)
     assert sorted(os.listdir(tmp_path)) == ["run"]
     assert (tmp_path / "run" / "checkpoints" / "50").is_dir()
+
+
+@pytest.mark.slow
+def test_the_planted_tag_does_harm(base, tmp_path):
+    """Where it stands for nothing, the network that was trained with it is worse than its twin that never saw one."""
+    runs = []
+    for name, change in (("tagged", "tag"), ("twin", "")):
+        arguments = ["--config=experiments/planted.py", f"--config.data.plant={change}", "--stage=train"]
+        command = [sys.executable, "run.py", f"--workdir={tmp_path / name}", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment(base), cwd=ROOT, check=False)
+        assert done.returncode == 0, done.stderr
+        runs.append(Run(tmp_path / name))
+    last, unbiased = ({line["split"]: line["accuracy"] for line in run.metrics} for run in runs), []
+    for run in runs:
+        logits = training.predict(run.model, run.variables(run.steps[-1]), runs[0].splits.unbiased, 256)
+        unbiased.append(training.loss_and_accuracy(logits, runs[0].splits.unbiased.labels)[1])
+    tagged, twin = last
+    assert tagged["unbiased"] == pytest.approx(unbiased[0])
+    assert tagged["unbiased"] < min(twin["test"], unbiased[1]) - 0.05
+    assert tagged["test"] > twin["test"] - 0.05

@@ -74,7 +74,7 @@ class TestStory:
     def test_rows_are_those_of_the_data_that_were_given(self, explained, data):
         splits = explained.splits
         found = set()
-        for index in (0, 1, 77, *(int(split.rows[2]) for split in splits)):
+        for index in (0, 1, 77, *(int(split.rows[2]) for split in splits[:3])):
             told = explained.story(index, split="given")
             found.add(told.split)
             assert told.row == index
@@ -82,7 +82,7 @@ class TestStory:
             assert told.label == data.class_names[data.labels[index]]
         assert found == {"train", "validation", "test"}
         assert explained.story(7).row == splits.train.rows[7]
-        assert sorted(np.concatenate([split.rows for split in splits])) == list(range(len(data.labels)))
+        assert sorted(np.concatenate([split.rows for split in splits[:3]])) == list(range(len(data.labels)))
 
     def test_a_general_head_says_what_it_leaves_out(self, explained):
         told = explained.story(7)
