@@ -606,7 +606,7 @@ def explanation(run, ids, fallbacks, mapped, scores):
     }
 
 
-# What deserves a look first, DESIGN 2.11
+# What deserves a look first, DESIGN 2.12
 
 
 def evidence_per_location(features, weights, places):

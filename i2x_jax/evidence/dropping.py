@@ -1,4 +1,4 @@
-"""What a network answers with the locations of one prototype left out of its pool, no training (DESIGN 2.11)."""
+"""What a network answers with the locations of one prototype left out of its pool, no training (DESIGN 2.12)."""
 
 import functools
 

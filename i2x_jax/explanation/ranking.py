@@ -1,4 +1,4 @@
-"""What deserves a look first: prototypes by what one of their locations tells the head (DESIGN 2.11). NumPy only.
+"""What deserves a look first: prototypes by what one of their locations tells the head (DESIGN 2.12). NumPy only.
 
 A shortcut is small and says much: a few locations that settle a class. So prototypes are ranked by evidence per
 location, and what a reader needs to judge one stands beside it.

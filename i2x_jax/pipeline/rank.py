@@ -1,12 +1,12 @@
-"""The step `ranking`: what deserves a look first, and what leaving out each prototype does (DESIGN 2.11)."""
+"""The step `ranking`: what deserves a look first, and what leaving out each prototype does (DESIGN 2.12)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from i2x_jax.data.dataset import Dataset, batches
+from i2x_jax.data.dataset import Dataset, Splits, batches
 from i2x_jax.devices.mesh import ahead, divisible, fetch, replicate, shard
 from i2x_jax.evidence import measuring, prototypes
 from i2x_jax.evidence.dropping import dropped_predictions
@@ -18,11 +18,11 @@ from i2x_jax.results.opened_run import Run
 
 
 def rank_prototypes(directory: RunDirectory, work: Run) -> None:
-    """ranking.npz: evidence per location and what stands beside it, of every prototype (DESIGN 2.11)."""
+    """ranking.npz: evidence per location and what stands beside it, of every prototype (DESIGN 2.12)."""
     k, classes = work.config.explain.num_prototypes, work.dataset.class_names
     counted = ranking.census(work.array("assignments"), work.dataset.labels, k, len(classes))
     with directory.making("ranking") as folder:
-        evidence, without = evidence_of(work, counted), left_out(directory, work)
+        evidence, without = evidence_of(work, counted), left_out(directory, work, sets_of(work.splits))
         np.savez(folder / RANKING, **ranking.ranking(evidence, counted), **without)
 
 
@@ -37,16 +37,26 @@ def evidence_of(work: Run, counted: ranking.Census) -> np.ndarray:
     return ranking.location_evidence(found["sums"], found["counts"], np.array(weights, np.float64), h * w)
 
 
-def left_out(directory: RunDirectory, work: Run) -> dict[str, np.ndarray]:
-    """What leaving out each prototype does on the sets `ranking.DROPPED_ON`, in their order, of those that there are.
+def sets_of(splits: Splits) -> list[Dataset]:
+    """The sets `ranking.DROPPED_ON`, in their order, of those that there are."""
+    sets = [getattr(splits, name, None) for name in ranking.DROPPED_ON]
+    return [each for each in sets if each is not None]
+
+
+def left_out(directory: RunDirectory, work: Run, sets: Sequence[Dataset]) -> dict[str, np.ndarray]:
+    """What leaving out each prototype does on some sets.
+
+    Args:
+      directory: where the bar is shown.
+      work: the run.
+      sets: of `sets_of`, or any other images with their labels.
 
     Returns:
       `samples`, `right` int64 `[Q]` and `gained`, `lost` int64 `[Q, K]` of `ranking.dropped`. Q is 0 behind a head
       that is no pool and linear layer: it has no pool to leave places out of.
     """
     k = work.config.explain.num_prototypes
-    sets = [getattr(work.splits, name, None) for name in ranking.DROPPED_ON] if work.model.linear_head else []
-    sets = [each for each in sets if each is not None]
+    sets = sets if work.model.linear_head else []
     found = {name: [] for name in ("samples", "right", "gained", "lost")}
     if sets:
         variables = work.variables(work.steps[-1])

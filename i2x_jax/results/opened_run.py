@@ -152,7 +152,7 @@ class Run:
 
     @functools.cached_property
     def ranking(self) -> tuple[Ranked, ...]:
-        """All prototypes in the order in which they deserve a look, by evidence per location (DESIGN 2.11).
+        """All prototypes in the order in which they deserve a look, by evidence per location (DESIGN 2.12).
 
         Raises:
           InputError: a run that was made before prototypes were ranked, or is not that far.
