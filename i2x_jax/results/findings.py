@@ -172,8 +172,9 @@ def looks(found: Ranked) -> str:
     ]
     if found.since is not None:
         parts.append(f"half of that evidence is there from step {found.since} on")
-    if drops := [drop(found.drop[name], name) for name in DROPPED_ON if name in found.drop]:
-        parts.append("leaving it out of the pool " + ", and ".join(drops))
+    if found.drop:
+        sets = [name for name in DROPPED_ON if name in found.drop]
+        parts.append("leaving it out of the pool " + " and ".join(drop(found.drop[name], name) for name in sets))
     return "; ".join(parts) + "."
 
 
@@ -186,8 +187,8 @@ def share(value: float) -> str:
 def drop(change: float, split: str) -> str:
     """What leaving out a prototype does to accuracy on a set, from its change, -1 to 1."""
     if change == 0:
-        return f"leaves accuracy on {split} as it is"
-    return f"{'gains' if change > 0 else 'costs'} {abs(100 * change):.2g} points of accuracy on {split}"
+        return f"leaves accuracy on {split} images as it is"
+    return f"{'gains' if change > 0 else 'costs'} {abs(100 * change):.2g} points on {split} images"
 
 
 def order(ranking: Sequence[Ranked]) -> str:
@@ -211,10 +212,11 @@ def order(ranking: Sequence[Ranked]) -> str:
 def alarm(found: Alarm) -> str:
     """What an alarm says, and what it does not."""
     if found.by == "audit":
+        p = "p < 0.0001" if found.p < 1e-4 else f"p = {found.p:.2g}"
         return (
             f"Without the places of prototype {found.prototype} the network is better on the audit set, by "
-            f"{100 * found.value:.1f} points of accuracy (McNemar’s test, one-sided: p = {found.p:.2g}, asked of "
-            f"{FIRST} prototypes): there it follows something that does not go with the class."
+            f"{100 * found.value:.1f} points of accuracy (McNemar’s test, one-sided, asked of {FIRST} prototypes: "
+            f"{p}): there it follows something that does not go with the class."
         )
     return (
         f"One place of prototype {found.prototype} gives {found.value:.1f} times the evidence of the median prototype, "

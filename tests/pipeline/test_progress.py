@@ -23,10 +23,11 @@ BARS = {
     "clustering, at most": "1.27M location",
     "held-out images": "4528 image",
     "evidence": "394 image",
+    "leaving out": "211 image",
     "grouping": "7 interval",
     "mapping": "7 interval",
     "refining, seed 2 of 2": "9.15k image",
-    "report": "13 part",
+    "report": "14 part",
 }
 # A count, the time taken and the time left, and a rate: "  8%|█ | 256/3152 [00:11<02:07, 22.64 image/s]".
 BAR = re.compile(

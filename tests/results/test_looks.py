@@ -31,8 +31,8 @@ def test_one_sentence_says_why():
     assert words() == (
         "One place of it gives “3” 0.41 logits more than the mean of all classes, as much evidence as 3.2 places of "
         "the median prototype; it is in 98 % of the images of “3” and 0.5 % of the others; half of that evidence is "
-        "there from step 152 on; leaving it out of the pool costs 1.2 points of accuracy on validation, and gains 9.5 "
-        "points of accuracy on audit."
+        "there from step 152 on; leaving it out of the pool costs 1.2 points on validation images and gains 9.5 points "
+        "on audit images."
     )
 
 
@@ -40,7 +40,7 @@ def test_one_sentence_says_why():
     ("changed", "there", "missing"),
     [
         ({"drop": {}}, "from step 152 on.", "pool"),
-        ({"drop": {"validation": 0.0}}, "leaves accuracy on validation as it is.", "audit"),
+        ({"drop": {"validation": 0.0}}, "leaves accuracy on validation images as it is.", "audit"),
         ({"over_median": None}, "the mean of all classes; it is in", "median"),
         ({"in_class": 1.0, "in_others": 0.0}, "in 100 % of the images of “3” and 0 % of the others", "0.0"),
         ({"evidence": 0.0, "since": None}, "No place of it tells any class from the others.", "step"),
@@ -55,7 +55,8 @@ def test_what_is_not_known_is_not_said(changed, there, missing):
 def test_alarms_say_what_they_rest_on():
     by_audit = findings.alarm(Alarm(7, "audit", 0.095, 0.0004))
     assert "prototype 7 the network is better on the audit set, by 9.5 points" in by_audit
-    assert f"p = 0.0004, asked of {FIRST} prototypes" in by_audit
+    assert f"asked of {FIRST} prototypes: p = 0.0004)" in by_audit
+    assert "p < 0.0001)" in findings.alarm(Alarm(7, "audit", 0.11, 2e-7))
     by_evidence = findings.alarm(Alarm(7, "evidence", 3.18, None))
     assert "prototype 7 gives 3.2 times the evidence" in by_evidence
     assert "does not tell a shortcut from an honest feature" in by_evidence
