@@ -110,18 +110,24 @@ def location_evidence(sums: np.ndarray, counts: np.ndarray, weights: np.ndarray,
     return np.asarray(sums, np.float64) @ centred / (np.maximum(counts, 1)[:, None] * places)
 
 
-def contribution_evidence(contributions: np.ndarray, samples: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def contribution_evidence(
+    contributions: np.ndarray, kept: np.ndarray, samples: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
     """Evidence per location behind any head, from what prototypes contribute: float64 [T,K,M], in logits.
 
     What all images have of a prototype, over its locations, less the mean over all classes. Behind a global average
     pool and a linear head that is `location_evidence`; behind another it is gradient times activation (DESIGN 2.4).
 
     Args:
-      contributions: [T,M,K,M], mean over the images of a class (first M) of what a prototype adds to a logit (last M).
+      contributions: [T,M,K,R], mean over the images of a class of what a prototype adds to each of R logits.
+      kept: int [M,R], the classes of these logits, by class of the images; what is not kept counts as 0.
       samples: int [M], images of each class.
       counts: int [K], its locations; evidence of none is 0.
     """
-    total = np.einsum("s,tskc->tkc", np.asarray(samples, np.float64), np.asarray(contributions, np.float64))
+    steps, classes, prototypes, _ = contributions.shape
+    total = np.zeros((steps, prototypes, classes))
+    for label in range(classes):
+        total[..., kept[label]] += float(samples[label]) * contributions[:, label]
     return (total - total.mean(-1, keepdims=True)) / np.maximum(counts, 1)[:, None]
 
 

@@ -29,8 +29,9 @@ def rank_prototypes(directory: RunDirectory, work: Run) -> None:
 def evidence_of(work: Run, counted: ranking.Census) -> np.ndarray:
     """Evidence per location at every checkpoint, float64 `[T, K, M]`, as the network's head allows."""
     if not work.model.linear_head:
-        contributions = work.arrays("contributions")["mean"]
-        return ranking.contribution_evidence(contributions, counted.samples, counted.locations.sum(1))
+        contributions, labels = work.arrays("contributions")["mean"], np.arange(len(counted.samples))
+        kept = np.broadcast_to(labels, (len(labels), len(labels)))
+        return ranking.contribution_evidence(contributions, kept, counted.samples, counted.locations.sum(1))
     head = jax.jit(work.model.linear_head)
     weights = [fetch(head(work.variables(step))[0]) for step in work.steps]
     found, (h, w, _) = work.arrays("prototype_features"), work.model.feature_shape

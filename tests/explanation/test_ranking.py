@@ -36,13 +36,21 @@ class TestEvidence:
         by_image = np.einsum("npk,npd,dc->nkc", members, features, weights) / 4
         means = np.array([by_image[labels == c].mean(0) for c in range(3)])
         counts = members.sum((0, 1)).astype(int)
-        found = ranking.contribution_evidence(means[None], np.bincount(labels), counts)
+        every = np.tile(np.arange(3), (3, 1))
+        found = ranking.contribution_evidence(means[None], every, np.bincount(labels), counts)
         sums = np.einsum("npk,npd->kd", members, features)
         np.testing.assert_allclose(found, ranking.location_evidence(sums[None], counts, weights[None], 4))
 
     def test_a_prototype_of_no_place_has_none(self):
-        contributions = np.zeros((1, 3, 2, 3))
-        assert not ranking.contribution_evidence(contributions, np.array([2, 0, 1]), np.array([4, 0])).any()
+        contributions, every = np.zeros((1, 3, 2, 3)), np.tile(np.arange(3), (3, 1))
+        assert not ranking.contribution_evidence(contributions, every, np.array([2, 0, 1]), np.array([4, 0])).any()
+
+    def test_of_many_classes_what_is_kept(self):
+        # Three classes, of which two are kept by class of the image; one image of class 0 and two of class 2.
+        means = np.array([[[[3.0, 6.0]], [[0.0, 0.0]], [[1.5, 9.0]]]])
+        kept = np.array([[0, 1], [0, 1], [0, 2]])
+        found = ranking.contribution_evidence(means, kept, np.array([1, 0, 2]), np.array([6]))
+        np.testing.assert_allclose(found, [[[(6 - 10) / 6, (6 - 10) / 6, (18 - 10) / 6]]])
 
 
 class TestCensus:

@@ -297,7 +297,8 @@ class TestRecomputed:
         np.testing.assert_allclose(found["evidence"], evidence[-1], rtol=1e-4, atol=1e-6)
         # Behind this head contributions tell the same.
         counts = opened.arrays("prototype_features")["counts"]
-        told = opened.arrays("contributions")["mean"], np.bincount(opened.array("labels")), counts
+        kept, samples = np.tile(np.arange(M), (M, 1)), np.bincount(opened.array("labels"))
+        told = opened.arrays("contributions")["mean"], kept, samples, counts
         np.testing.assert_allclose(contribution_evidence(*told), evidence, rtol=1e-3, atol=1e-5)
         run = reference.Arrays(finished, opened.explanation.classes)
         expected = reference.ranking(run, evidence)
