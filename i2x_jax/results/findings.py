@@ -196,7 +196,7 @@ def order(ranking: Sequence[Ranked]) -> str:
     text = (
         "Prototypes stand in the order of their evidence per location: what one of their places adds to the logit of a "
         "class at the last checkpoint, less the mean over all classes. A shortcut is small and says much, so it comes "
-        "early; so may a feature that is no shortcut, and which it is no figure here can tell."
+        "early; so may an honest feature, and no figure here can tell which it is."
     )
     if not any(each.drop for each in ranking):
         text += (
