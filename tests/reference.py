@@ -606,6 +606,48 @@ def explanation(run, ids, fallbacks, mapped, scores):
     }
 
 
+# What deserves a look first, DESIGN 2.12
+
+
+def evidence_per_location(features, weights, places):
+    """What one location of a prototype adds to each logit, less the mean over the classes: [T][K,M]."""
+    found = []
+    for sums, head in zip(features["sums"].astype(float), weights, strict=True):
+        logits = [(total / count / places) @ head for total, count in zip(sums, features["counts"], strict=True)]
+        found.append(np.array([each - np.mean(each) for each in logits]))
+    return np.array(found)
+
+
+def ranking(run, evidence):
+    """The members of ranking.npz that no image is looked at anew for, from evidence [T,K,M]."""
+    final, found = evidence[-1], {}
+    label = [int(np.argmax(row)) for row in final]
+    course = np.array([[at[k, label[k]] for k in run.prototypes] for at in evidence])
+    found["evidence"], found["course"], found["label"] = final, course, label
+    found["ranked"] = [run.area[:, k].sum() / run.assignments.size >= 0.0005 for k in run.prototypes]
+    of_class = [run.area[run.labels == c] for c in run.classes]
+    rates = np.array([area.mean(0) for area in of_class]).T
+    found["exclusivity"] = [max(rate) / sum(rate) for rate in rates]
+    found["exclusive_label"] = [int(np.argmax(rate)) for rate in rates]
+    found["present"] = np.array([(area > 0).mean(0) for area in of_class]).T
+    by_place = [np.sum(run.assignments == k, axis=0).ravel() for k in run.prototypes]
+    found["entropy"] = [scipy.stats.entropy(each) / np.log(len(each)) for each in by_place]
+    stays = [[all(course[t:, k] >= course[-1, k] / 2) for t in range(len(course))] for k in run.prototypes]
+    found["since"] = [each.index(True) for each in stays]
+    scores = [max(final[k]) for k in run.prototypes if found["ranked"][k]]
+    return found | {"top_over_median": max(scores) / np.median(scores)}
+
+
+def right_without(features, places, prototypes, weights, bias, labels):
+    """Whether each image [n] is right with each prototype left out of the mean, and last with none: bool [n,K+1]."""
+    found = np.zeros((len(labels), prototypes + 1), bool)
+    for i, (image, where, label) in enumerate(zip(features, places, labels, strict=True)):
+        for k in range(prototypes + 1):
+            kept = image[where != k]
+            found[i, k] = np.argmax((kept.mean(0) @ weights if len(kept) else 0) + bias) == label
+    return found
+
+
 # Refinement, DESIGN 2.9
 
 

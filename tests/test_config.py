@@ -162,6 +162,7 @@ def test_floats_must_be_finite(key, value):
         ("explain.min_samples", 1, 0),
         ("explain.ridge_lambda", 0.0, -1e-9),
         ("explain.max_pairs", 0, -1),
+        ("explain.rivals", 0, -1),
         ("explain.batch_size", 1, 0),
         ("refine.seeds", 1, 0),
         ("refine.learning_rate", 1e-300, -1e-3),

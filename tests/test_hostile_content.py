@@ -162,6 +162,36 @@ ARRAYS = {
         change_member("left_out", lambda _: np.array([394])),
         "left_out is somewhere outside of what it can be: at least 0 and below 394",
     ),
+    "a class beyond M": (
+        "ranking.npz",
+        change_member("label", with_value(10)),
+        "label is somewhere outside of what it can be: at least 0 and below 10",
+    ),
+    "evidence since a checkpoint that is none": (
+        "ranking.npz",
+        change_member("since", with_value(8)),
+        "since is somewhere outside of what it can be: at least -1 and below 8",
+    ),
+    "evidence that is no number": (
+        "ranking.npz",
+        change_member("evidence", with_value(np.nan)),
+        "evidence is not finite everywhere",
+    ),
+    "a ranking of other prototypes": (
+        "ranking.npz",
+        change_member("ranked", lambda ranked: ranked[1:]),
+        "ranked is bool [7] instead of bool [K=8]",
+    ),
+    "more that got right than was wrong": (
+        "ranking.npz",
+        change_member("gained", with_value(10**6)),
+        "more images changed than there are",
+    ),
+    "more that got wrong than was right": (
+        "ranking.npz",
+        change_member("lost", with_value(10**6)),
+        "more images changed than there are",
+    ),
     "a prototype beyond K": (
         "curated.npz",
         change_member("skipped", lambda _: np.array([8])),
@@ -419,8 +449,8 @@ def test_class_names_are_shown_harmlessly(workdir, name, printed):
     assert all(line.isprintable() for line in found.split("\n"))
     assert len(found.split("\n")) == len(plain.split("\n"))
     draw = ImageDraw.Draw(Image.new("RGB", (240, 60)))
-    for prototype in run.explanation.prototypes:
-        write_label(draw, prototype, 0)
+    for prototype, ranked in run.prototypes:
+        write_label(draw, prototype, ranked, 0)
     with pytest.raises(InputError) as error:
         run.explanation.for_class("nobody")
     assert one_line(error).isprintable()

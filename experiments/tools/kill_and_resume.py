@@ -41,7 +41,7 @@ SMALL = (
     "--config.refine.seeds=2",
     "--config.refine.max_left_out=0.9",
 )
-STEPS = ("train", "prototypes", "evidence", "mapping", "contact_sheet", "refine", "report")
+STEPS = ("train", "prototypes", "evidence", "ranking", "mapping", "contact_sheet", "refine", "report")
 # The file whose appearance says that a stage has begun, and the last one of all.
 BEGINS = {"train": "config.json", "explain": "steps.npy", "refine": "contact_sheet.png", "report": "refinement.json"}
 END = "report.html"

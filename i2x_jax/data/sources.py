@@ -204,7 +204,7 @@ def _description(name, data_dir):
 def _reason(error):
     # TFDS puts what it was doing before what went wrong.
     text = str(error).rpartition('}": ')[2].strip()
-    return (text.splitlines() or [type(error).__name__])[0][:160]
+    return (text.splitlines() or [type(error).__name__])[0][:320]
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:

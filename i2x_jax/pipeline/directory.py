@@ -43,7 +43,6 @@ from i2x_jax.results.files import (
     seed_file,
     strict_json,
 )
-from i2x_jax.training.checkpoints import present_steps
 
 # What the system says of a folder that cannot be written to; other errors are bugs and keep their traceback.
 UNUSABLE = (
@@ -136,6 +135,9 @@ class RunDirectory:
     def discard_checkpoints(self) -> None:
         """Deletes the checkpoints that a finished training did not choose to keep."""
         if self.main and self.complete("train"):
+            # Imports JAX, which a folder that is only looked at does not need.
+            from i2x_jax.training.checkpoints import present_steps
+
             kept = read_array(self.path / "steps.npy", {}).tolist()
             for step in set(present_steps(self.path / CHECKPOINTS)) - set(kept):
                 shutil.rmtree(self.path / CHECKPOINTS / str(step))

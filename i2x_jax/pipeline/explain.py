@@ -80,7 +80,7 @@ def draw_contact_sheet(directory: RunDirectory, work: Run) -> None:
         return
     with directory.making("contact_sheet") as folder:
         sheet = contact_sheet(
-            work.explanation,
+            work.prototypes,
             images,
             np.array(work.array("assignments")),
             np.array(work.array("intensity")[-1]),

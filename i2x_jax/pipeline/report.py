@@ -11,8 +11,9 @@ from i2x_jax.report.examples import choose_images
 from i2x_jax.results.files import REPORT
 from i2x_jax.results.opened_run import Run
 
-# What follows the checkpoints: prototypes, separating ones in their classes, classes, images, the page.
-PARTS = 5
+# What follows the checkpoints: what to look at first, prototypes, separating ones in their classes, classes, images,
+# the page.
+PARTS = 6
 
 
 def write_report(directory: RunDirectory, work: Run) -> None:
@@ -38,6 +39,7 @@ def write_report(directory: RunDirectory, work: Run) -> None:
         places, crop_side = work.model.places, crop_size(work.model, work.dataset.images.shape[1:])
         shown = {}
         for part, make in (
+            ("first", lambda: gallery.first(work, members, final, places, crop_side)),
             ("prototypes", lambda: gallery.prototypes(work, members, final, places, crop_side)),
             ("inClasses", lambda: gallery.in_classes(work, separating, final, places, crop_side)),
             ("perClass", lambda: gallery.classes(work, rng)),
@@ -46,13 +48,13 @@ def write_report(directory: RunDirectory, work: Run) -> None:
             shown[part] = make()
             bar.update(1)
         with directory.making("report") as folder:
-            text = page.render(page_content(work, shown))
+            text = page.render(page_content(work, shown.pop("first"), shown))
             (folder / REPORT).write_text(text, encoding="utf-8")
         bar.update(1)
 
 
-def page_content(work: Run, shown: dict) -> dict:
-    """What the page is made of: `shown` (of `report.gallery`) and the figures of the run."""
+def page_content(work: Run, first: list[dict], shown: dict) -> dict:
+    """What the page is made of: `first` and `shown` (of `report.gallery`) and the figures of the run."""
     explanation = work.explanation
     names = [printable(name) for name in explanation.classes]
     steps, intervals = [str(step) for step in work.steps], content.labelled_intervals(work)
@@ -83,6 +85,7 @@ def page_content(work: Run, shown: dict) -> dict:
         "keys": list(explanation.classes),
         "steps": steps,
         "intervals": intervals,
+        "ranked": [each.prototype for each in work.ranking],
         "pairs": content.pairs(work),
         "allPairs": len(explanation.pairs),
         "samples": overview["samples"],
@@ -90,6 +93,7 @@ def page_content(work: Run, shown: dict) -> dict:
         "specs": {name: spec for name, spec in specs.items() if spec},
     }
     return {
+        "first": {"rows": first} | content.first_look(work),
         "overview": overview,
         "learning": learning,
         "refinement": refinement,

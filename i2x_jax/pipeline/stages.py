@@ -24,6 +24,7 @@ from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.explain import draw_contact_sheet, map_changes
 from i2x_jax.pipeline.measure import measure_evidence
 from i2x_jax.pipeline.prototypes import find_prototypes, locations_wanted
+from i2x_jax.pipeline.rank import rank_prototypes
 from i2x_jax.pipeline.refine import refine
 from i2x_jax.pipeline.report import write_report
 from i2x_jax.pipeline.train import checkpoint_steps, train
@@ -35,6 +36,7 @@ MAKERS: dict[str, Callable[[RunDirectory, Run], None]] = {
     "train": train,
     "prototypes": find_prototypes,
     "evidence": measure_evidence,
+    "ranking": rank_prototypes,
     "mapping": map_changes,
     "contact_sheet": draw_contact_sheet,
     "refine": refine,

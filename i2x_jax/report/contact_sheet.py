@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from i2x_jax.config import printable
 from i2x_jax.evidence.geometry import crop_corners, crops_at, peaks_of
-from i2x_jax.explanation.types import Explanation, Prototype
+from i2x_jax.explanation.ranking import Ranked
+from i2x_jax.explanation.types import Prototype
 from i2x_jax.models.places import Places
 from i2x_jax.results import pictures
 from i2x_jax.results.story import strongest_members
@@ -18,7 +19,7 @@ INK, FAINT, PAPER = (30, 30, 30), (100, 100, 100), (255, 255, 255)
 
 
 def contact_sheet(
-    explanation: Explanation,
+    prototypes: Sequence[tuple[Prototype, Ranked | None]],
     images: np.ndarray,
     assignments: np.ndarray,
     intensity: np.ndarray,
@@ -32,7 +33,7 @@ def contact_sheet(
     The random members are there so that nobody has to trust a choice of examples.
 
     Args:
-      explanation: what is written beside the crops.
+      prototypes: what is written beside the crops; a row each, in this order.
       images: uint8 `[N, H, W, C]`, C 1 or 3.
       assignments: `[N, h, w]`.
       intensity: `[N, K]` at the last checkpoint.
@@ -41,7 +42,7 @@ def contact_sheet(
       crop_side: pixels of a crop, before it is enlarged.
       seed: of the random members.
     """
-    chosen = members_of(explanation.prototypes, assignments, intensity, np.random.default_rng(seed))
+    chosen = members_of([each for each, _ in prototypes], assignments, intensity, np.random.default_rng(seed))
     shown = np.unique(np.concatenate([rows for each in chosen for rows in each]))
     maps = maps_of(shown)
 
@@ -52,13 +53,13 @@ def contact_sheet(
     blocks = [SHOWN * (width + GAP) + MARGIN for width in (TILE, size[0], size[0])]
     lefts = [LABEL_WIDTH, LABEL_WIDTH + blocks[0], LABEL_WIDTH + sum(blocks[:2])]
     row_height = max(TILE, size[1]) + GAP
-    sheet = Image.new("RGB", (LABEL_WIDTH + sum(blocks), HEADER + row_height * len(explanation.prototypes)), PAPER)
+    sheet = Image.new("RGB", (LABEL_WIDTH + sum(blocks), HEADER + row_height * len(prototypes)), PAPER)
     draw = ImageDraw.Draw(sheet)
     write_headings(draw, lefts)
 
-    for row, (prototype, (strongest, drawn)) in enumerate(zip(explanation.prototypes, chosen, strict=True)):
+    for row, ((prototype, ranked), (strongest, drawn)) in enumerate(zip(prototypes, chosen, strict=True)):
         top = HEADER + row * row_height
-        write_label(draw, prototype, top)
+        write_label(draw, prototype, ranked, top)
         at = peaks(prototype.id, strongest)
         tiles = (
             [pictures.tile(crop, (TILE, TILE)) for crop in crops_at(images[strongest], at, places, crop_side)],
@@ -101,19 +102,22 @@ def members_of(
 def write_headings(draw: ImageDraw.ImageDraw, lefts: Sequence[int]) -> None:
     """What stands in the labels, and in the blocks that begin there."""
     heading = ImageFont.load_default(14)
-    texts = ("prototype, share", "strongest crops", "in their images", "random members")
+    texts = ("prototype, share of locations", "strongest crops", "in their images", "random members")
     for left, text in zip((8, *lefts), texts, strict=True):
-        draw.text((left, 8), text, INK, heading)
-    draw.text((8, 28), "raises the logit of, by", FAINT, ImageFont.load_default(12))
+        draw.text((left, 5), text, INK, heading)
+    for top, text in ((24, "one place gives, in logits"), (37, "raises the logit of, by")):
+        draw.text((8, top), text, FAINT, ImageFont.load_default(12))
 
 
-def write_label(draw: ImageDraw.ImageDraw, prototype: Prototype, top: int) -> None:
-    """Number, share of locations, and the classes whose logit the prototype raises most, in logits."""
+def write_label(draw: ImageDraw.ImageDraw, prototype: Prototype, ranked: Ranked | None, top: int) -> None:
+    """Number, share of locations, evidence per location, and the classes whose logit it raises most, in logits."""
     # The classes come strongest first; a trace beside a strong one would only distract.
     strong = [each for each in prototype.supports if each.contribution >= 0.05 * prototype.supports[0].contribution]
     supports = ", ".join(f"{printable(each.name)} {each.contribution:+.2f}" for each in strong) or "no class"
+    gives = f"one place {printable(ranked.name)} {ranked.evidence:+.2f}" if ranked else ""
+    draw.text((8, top + 2), f"{prototype.id}    {100 * (prototype.share or 0):.1f} %", INK, ImageFont.load_default(15))
     small = ImageFont.load_default(12)
-    while small.getlength(supports) > LABEL_WIDTH - 20:
-        supports = supports[:-2] + "…"
-    draw.text((8, top + 8), f"{prototype.id}    {100 * (prototype.share or 0):.1f} %", INK, ImageFont.load_default(15))
-    draw.text((8, top + 32), supports, FAINT, small)
+    for line, text in enumerate((gives, supports)):
+        while small.getlength(text) > LABEL_WIDTH - 20:
+            text = text[:-2] + "…"
+        draw.text((8, top + 22 + 16 * line), text, FAINT, small)

@@ -50,6 +50,15 @@ def refinement_table(run: Run) -> dict:
     return {"pair": names, "seeds": 0, "before": before, "left_out": {}, "strategies": {}, "differences": []}
 
 
+def first_look(run: Run) -> dict:
+    """What stands beside the prototypes that deserve a look first: alarms, and what the order rests on."""
+    return {
+        "alarms": [findings.alarm(each) for each in run.alarms],
+        "notes": findings.order(run.ranking),
+        "total": len(run.ranking),
+    }
+
+
 def overview(run: Run) -> dict:
     """What was run, how well it does, how far the mapping can be trusted."""
     header = read_json(run.path / CONFIG)

@@ -7,14 +7,16 @@ import numpy as np
 
 from i2x_jax.config import printable
 from i2x_jax.evidence.geometry import crops_at, peaks_of
+from i2x_jax.explanation.ranking import FIRST
 from i2x_jax.explanation.rivals import of_own_class
 from i2x_jax.models.places import Places
 from i2x_jax.report.content import carrier, rounded
 from i2x_jax.report.examples import Chosen, choose_groups
-from i2x_jax.results import pictures, story
+from i2x_jax.results import findings, pictures, story
 from i2x_jax.results.opened_run import Run
 
 CROP, MEMBER, FRAME, LARGE, THUMB = 60, 36, 84, 196, 46
+LOOK, LOOKS = 92, 6  # side and number of the images that show a prototype which deserves a look
 THUMB_COLUMNS = 16
 MAX_TILES, TILES = 8, 600  # crops of each kind of a prototype, and of all
 MAX_CELLS = len(pictures.COLOURS)
@@ -107,7 +109,7 @@ def prototypes(
     own = np.swapaxes(of_own_class(run.arrays("contributions")["mean"], run.rivals), 1, 2)  # [T,K,M]
     images = run.dataset.images
     size = pictures.tile_size(images.shape[1:], CROP)
-    records = []
+    looks, records = {each.prototype: each for each in run.ranking}, []
     for record, of_prototype in zip(run.explanation.prototypes, members, strict=True):
         k = record.id
         entry: dict[str, Any] = {
@@ -118,6 +120,8 @@ def prototypes(
                 [run.explanation.classes.index(each.name), rounded(each.contribution)] for each in record.supports
             ],
             "nearest": [[each.prototype, rounded(each.distance)] for each in record.nearest],
+            "look": [looks[k].rank, run.explanation.classes.index(looks[k].name), rounded(looks[k].evidence)],
+            "words": findings.looks(looks[k]),
             "own": rounded(own[:, k], 3),
         }
         for kind, rows in of_prototype._asdict().items():
@@ -136,6 +140,22 @@ def prototypes(
             }
         records.append(entry)
     return records
+
+
+def first(run: Run, members: list[Members], maps: dict[int, np.ndarray], places: Places, crop_side: int) -> list[dict]:
+    """The prototypes that deserve a look first: each in its images, framed, and why; arguments as in `prototypes`."""
+    assignments, images, labels = run.array("assignments"), run.dataset.images, np.array(run.array("labels"))
+    names, size, shown = run.explanation.classes, pictures.tile_size(images.shape[1:], LOOK), []
+    for ranked in run.ranking[:FIRST]:
+        k = ranked.prototype
+        rows = members[k].strongest[:LOOKS]
+        if not ranked.rank or not len(rows):
+            continue
+        tiles = _framed(images, rows, _peaks(assignments, maps, k, rows), size, places, crop_side)
+        of = ", ".join(f"“{printable(names[label])}”" for label in labels[rows])
+        entry = {"prototype": k, "words": findings.looks(ranked), "of": of, "tiles": [len(rows), *size]}
+        shown.append(entry | {"picture": pictures.data_uri(pictures.row_of(tiles))})
+    return shown
 
 
 def classes(run: Run, rng: np.random.Generator) -> list[dict]:

@@ -21,8 +21,8 @@ class Spec(NamedTuple):
       dtype: exactly.
       shape: sizes, or symbols of DESIGN section 1; I is T - 1, J is T - 2, A is K + 1, R is the classes kept of each
         class's samples and Y those of which confidence.npy tells, C the channels of an image, V, E, G and B are the
-        validation, test, audit and unbiased samples, P the training samples of a pair, and U, S, L are as many as it
-        happens to be.
+        validation, test, audit and unbiased samples, P the training samples of a pair, and U, S, L, Q are as many as
+        it happens to be.
       low: the smallest value allowed.
       below: every value is less than this size.
       nan: whether NaN may stand for what was not measured.
@@ -78,6 +78,22 @@ ARRAYS: dict[str, dict[str, Spec]] = {
     "prototype_features.npz": {
         "counts": _spec("int64", "K", low=0),
         "sums": _spec("float32", "T K d"),
+    },
+    "ranking.npz": {
+        "evidence": _spec("float32", "K M"),
+        "course": _spec("float32", "T K"),
+        "label": _spec("int32", "K", low=0, below="M"),
+        "ranked": _spec("bool", "K"),
+        "exclusivity": _spec("float64", "K", low=0, nan=True),
+        "exclusive_label": _spec("int32", "K", low=0, below="M"),
+        "present": _spec("float64", "K M", low=0),
+        "entropy": _spec("float64", "K", low=0, nan=True),
+        "since": _spec("int32", "K", low=-1, below="T"),
+        "top_over_median": _spec("float64", low=0, nan=True),
+        "samples": _spec("int64", "Q", low=1),
+        "right": _spec("int64", "Q", low=0),
+        "gained": _spec("int64", "Q K", low=0),
+        "lost": _spec("int64", "Q K", low=0),
     },
     "validation.npz": {
         "labels": _spec("int32", "V", low=0, below="M"),
@@ -165,7 +181,16 @@ def _load_arrays(path, bound):
                 raise ValueError(f"it has no member {name}")
             found[name] = members[name]
             check_array(name, found[name], spec, bound)
+    if path.name == "ranking.npz":
+        _check_changes(found)
     return found
+
+
+def _check_changes(found):
+    """Raises `ValueError` unless images that were lost were right before, and those gained were wrong."""
+    right = found["right"][:, None]
+    if (found["lost"] > right).any() or (found["gained"] > found["samples"][:, None] - right).any():
+        raise ValueError("more images changed than there are")
 
 
 # What the numbers of a file are about, for who has never heard of the file.
@@ -176,6 +201,7 @@ QUANTITIES = {
     "prototypes.npz": "what was found among the feature vectors of the last checkpoint",
     "assignments.npy": "what was found among the feature vectors of the last checkpoint",
     "contributions.npz": "the contributions to the logits",
+    "ranking.npz": "the evidence per location",
     "validation.npz": "the confidence in validation images",
     "test.npz": "the confidence in test images",
     "audit.npz": "the confidence in audit images",

@@ -19,7 +19,7 @@ from i2x_jax.schema import check_json, strict_json
 
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tensorboard"
-LEDGER, ACCOUNT = "ledger.npz", "account.npy"
+LEDGER, ACCOUNT, RANKING = "ledger.npz", "account.npy", "ranking.npz"
 REFINEMENT, REFINEMENTS = "refinement.json", "refinements"
 CONTACT_SHEET, REPORT = "contact_sheet.png", "report.html"
 
@@ -35,6 +35,7 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
             *("contributions.npz", LEDGER, "prototype_features.npz", "validation.npz", "test.npz"),
         ),
     ),
+    "ranking": ("explain", (RANKING,)),
     "mapping": ("explain", ("groups.npy", "mapping.npz", "curated.npz", EXPLANATION)),
     "contact_sheet": ("explain", (CONTACT_SHEET,)),
     "refine": ("refine", (REFINEMENT,)),

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from i2x_jax.config import printable
+from i2x_jax.explanation.ranking import DROPPED_ON, FIRST, LEAST_SHARE, Alarm, Ranked
 from i2x_jax.explanation.types import Explanation, Interval
 from i2x_jax.results.summary import INCOMPLETE
 
@@ -154,6 +156,73 @@ def _conventions(path, steps):
         spans = ", ".join(f"{100 * each:.1f} % over steps {steps[t]} to {steps[t + 2]}" for t, each in enumerate(path))
         text += f" Two intervals taken as one give other entries than one after the other, by {spans}."
     return "What is a convention", text
+
+
+def looks(found: Ranked) -> str:
+    """Why a prototype does or does not deserve a look, in one sentence."""
+    name = f"“{printable(found.name)}”"
+    if found.evidence <= 0:
+        return "No place of it tells any class from the others."
+    parts = [
+        f"One place of it gives {name} {found.evidence:.2f} logits more than the mean of all classes"
+        + (
+            f", as much evidence as {found.over_median:.1f} places of the median prototype" if found.over_median else ""
+        ),
+        f"it is in {share(found.in_class)} of the images of {name} and {share(found.in_others)} of the others",
+    ]
+    if found.since is not None:
+        parts.append(f"half of that evidence is there from step {found.since} on")
+    if found.drop:
+        sets = [name for name in DROPPED_ON if name in found.drop]
+        parts.append("leaving it out of the pool " + " and ".join(drop(found.drop[name], name) for name in sets))
+    return "; ".join(parts) + "."
+
+
+def share(value: float) -> str:
+    """A share in per cent, small ones to a decimal."""
+    percent = 100 * value
+    return f"{percent:.0f} %" if percent >= 10 or percent == 0 else f"{percent:.1f} %"
+
+
+def drop(change: float, split: str) -> str:
+    """What leaving out a prototype does to accuracy on a set, from its change, -1 to 1."""
+    if change == 0:
+        return f"leaves accuracy on {split} images as it is"
+    return f"{'gains' if change > 0 else 'costs'} {abs(100 * change):.2g} points on {split} images"
+
+
+def order(ranking: Sequence[Ranked]) -> str:
+    """What the order of the prototypes rests on."""
+    text = (
+        "Prototypes stand in the order of their evidence per location: what one of their places adds to the logit of a "
+        "class at the last checkpoint, less the mean over all classes. A shortcut is small and says much, so it comes "
+        "early; so may an honest feature, and no figure here can tell which it is."
+    )
+    if not any(each.drop for each in ranking):
+        text += (
+            " The head of this network is no pool and linear layer: evidence is gradient times activation, and no "
+            "prototype can be left out of a pool."
+        )
+    few = sum(each.rank is None for each in ranking)
+    if few:
+        text += f" Not ranked, and last: {few} of under {100 * LEAST_SHARE:.2g} % of the locations."
+    return text
+
+
+def alarm(found: Alarm) -> str:
+    """What an alarm says, and what it does not."""
+    if found.by == "audit":
+        p = "p < 0.0001" if found.p < 1e-4 else f"p = {found.p:.2g}"
+        return (
+            f"Without the places of prototype {found.prototype} the network is better on the audit set, by "
+            f"{100 * found.value:.1f} points of accuracy (McNemar’s test, one-sided, asked of {FIRST} prototypes: "
+            f"{p}): there it follows something that does not go with the class."
+        )
+    return (
+        f"One place of prototype {found.prototype} gives {found.value:.1f} times the evidence of the median prototype, "
+        "more than in the few runs that were looked at without a planted shortcut. That does not tell a shortcut from "
+        "an honest feature: look at what is in its frames, and check on images in which it does not go with the class."
+    )
 
 
 def noise_share(interval: Interval, samples: int) -> float:

@@ -14,10 +14,11 @@ import numpy as np
 from i2x_jax.config import OWN, Config, InputError, printable
 from i2x_jax.data import planted
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
-from i2x_jax.explanation import account, degenerate, uncertainty
+from i2x_jax.explanation import account, degenerate, ranking, uncertainty
 from i2x_jax.explanation.account import ClassLedger, ImageAccount, PairEntry
+from i2x_jax.explanation.ranking import Alarm, Ranked
 from i2x_jax.explanation.rivals import column_in_confidence, confidence_in_label, is_narrow, mutual, widened
-from i2x_jax.explanation.types import Explanation
+from i2x_jax.explanation.types import Explanation, Prototype
 from i2x_jax.explanation.types import from_json as explanation_from_json
 from i2x_jax.results import asked, comparison, findings, summary, tables
 from i2x_jax.results import story as stories
@@ -31,6 +32,7 @@ from i2x_jax.results.files import (
     EXPLANATION,
     LEDGER,
     METRICS,
+    RANKING,
     REFINEMENT,
     REPORT,
     file_state,
@@ -101,7 +103,7 @@ class Run:
         return self._opened[name][1]
 
     def arrays(self, name: str) -> dict[str, np.ndarray]:
-        """A .npz file: prototypes, contributions, validation, test, audit, unbiased, mapping, curated."""
+        """A .npz file: prototypes, contributions, validation, test, audit, unbiased, ranking, mapping, curated."""
         return read_arrays(self._known(name, ".npz"), self._sizes(name))
 
     def _known(self, name, ending):
@@ -188,6 +190,45 @@ class Run:
         """The structured explanation."""
         path = self.path / EXPLANATION
         return read(path, lambda path: explanation_from_json(path.read_text(encoding="utf-8")))
+
+    @functools.cached_property
+    def ranking(self) -> tuple[Ranked, ...]:
+        """All prototypes in the order in which they deserve a look, by evidence per location (DESIGN 2.12).
+
+        Raises:
+          InputError: a run that was made before prototypes were ranked, or is not that far.
+        """
+        return ranking.ranked_prototypes(self._ranking, self.explanation.classes, self.steps)
+
+    @property
+    def alarms(self) -> tuple[Alarm, ...]:
+        """The prototypes that ask for more than a look (`explanation.ranking.alarms`). Errors: `ranking`."""
+        return ranking.alarms(self._ranking)
+
+    @property
+    def has_ranking(self) -> bool:
+        """Whether prototypes were ranked; in runs that were made before, they were not."""
+        return (self.path / RANKING).exists()
+
+    @functools.cached_property
+    def _ranking(self):
+        """The arrays of ranking.npz, of as many classes as the explanation has."""
+        if not self.has_ranking:
+            raise InputError(
+                f"{self.path} has no ranking of its prototypes ({RANKING}): it was made before there was one, or is "
+                "not that far; allowed: a run that was explained since; the command that made the run adds it"
+            )
+        return read_arrays(self.path / RANKING, self._sizes("ranking") | {"M": len(self.explanation.classes)})
+
+    @property
+    def prototypes(self) -> list[tuple[Prototype, Ranked | None]]:
+        """The prototypes as the explanation and as the ranking have them, those first that deserve a look first.
+
+        Of a run without a ranking by their numbers, with None.
+        """
+        places = {each.prototype: place for place, each in enumerate(self.ranking)} if self.has_ranking else {}
+        ordered = sorted(self.explanation.prototypes, key=lambda each: places.get(each.id, len(places)))
+        return [(each, self.ranking[places[each.id]] if each.id in places else None) for each in ordered]
 
     @functools.cached_property
     def refinement(self) -> dict[str, Any]:
@@ -604,8 +645,13 @@ class Run:
             skipped,
             {"Run directory": self.path, **there},
             self.doubts() if explained else (),
-            self._learned(next(iter(tables.values()))["pair"] if tables else None) if explained else None,
+            self._told(next(iter(tables.values()))["pair"] if tables else None) if explained else (),
         )
+
+    def _told(self, pair):
+        """What deserves a look, and how a pair was learned, as far as the run can tell."""
+        look = summary.look_first(self.ranking, self.alarms) if self.has_ranking else None
+        return [each for each in (look, self._learned(pair)) if each is not None]
 
     def _learned(self, pair):
         """`summary.learning_story` of a pair, or of the most confused one; None without a ledger."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from i2x_jax.config import printable
 from i2x_jax.explanation.account import SHOWN, PairEntry
+from i2x_jax.explanation.ranking import FIRST, Alarm, Ranked
 from i2x_jax.explanation.types import Explanation, PairExplanation
 
 # Relative error of contributions from which they are said not to add up; rounding stays far below.
@@ -26,9 +27,9 @@ def summary(
     skipped: Collection[int],
     where: Mapping[str, os.PathLike],
     doubts: Sequence[str] = (),
-    learned: str | None = None,
+    told: Sequence[str] = (),
 ) -> str:
-    """Accuracy, how the pair was learned, what the explanation explains, the pair, and the refinement table.
+    """Accuracy, what deserves a look, how the pair was learned, what is explained, the pair, and the refinement table.
 
     What there is of it, as far as the run has got.
 
@@ -40,15 +41,14 @@ def summary(
       skipped: the uncertain prototypes that the curation of the first passed over.
       where: paths by what is there, for the last lines.
       doubts: where the run has come to nothing, a sentence each.
-      learned: of `learning_story`; None where there is no ledger.
+      told: of `look_first` and `learning_story`, as far as there is a ranking and a ledger.
     """
     parts = [accuracy(metrics)]
     if doubts:
         parts.append(
             "\n".join(["Before anything is read from this run:", *(f"  {printable(each)}" for each in doubts)])
         )
-    if learned is not None:
-        parts.append(learned)
+    parts += told
     if explanation is not None:
         parts += [fidelity(explanation), told_apart(explanation)]
         if errors.max() > INCOMPLETE:
@@ -66,6 +66,33 @@ def accuracy(metrics: list[dict]) -> str:
     last = {line["split"]: line for line in metrics}
     cells = [f"{name} {100 * last[name]['accuracy']:.2f} %" for name in SPLITS if name in last]
     return f"Accuracy at step {metrics[-1]['step']}: " + ", ".join(cells)
+
+
+def look_first(ranking: Sequence[Ranked], alarms: Sequence[Alarm]) -> str:
+    """Which prototypes deserve a look first: two lines, and a third where there is an alarm.
+
+    Args:
+      ranking: of all prototypes, the first one first.
+      alarms: of `explanation.ranking.alarms`.
+    """
+    first = [each for each in ranking if each.rank][:FIRST]
+    named = ", ".join(str(each.prototype) for each in first) or "none has enough places to be ranked"
+    lines = [f"Look here first, by evidence per location: {named}"]
+    if first and first[0].over_median:
+        one, name = first[0], printable(first[0].name)
+        half = "" if one.since is None else f"; from step {one.since} on"
+        lines.append(
+            f"  prototype {one.prototype}: one place gives class {name} as much as {one.over_median:.1f} of the "
+            f"median's; in {100 * one.in_class:.0f} % of {name}, {100 * one.in_others:.1f} % of others{half}"
+        )
+    if alarms and alarms[0].by == "audit":
+        gains = ", ".join(f"{each.prototype} {100 * each.value:+.1f} points" for each in alarms)
+        lines.append(f"  ALARM: left out, they make the network better on the audit set: {gains}")
+    elif alarms:
+        lines.append(
+            f"  ALARM: prototype {alarms[0].prototype} stands out from all others: check what is in its frames"
+        )
+    return "\n".join(lines)
 
 
 def learning_story(

@@ -4,6 +4,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from i2x_jax.config import InputError
+from i2x_jax.explanation.ranking import DROPPED_ON, Ranked
 
 if TYPE_CHECKING:
     import pandas
@@ -14,8 +15,8 @@ def records(table: str, source: Any) -> list[dict[str, Any]]:
 
     Args:
       table: one of `TABLES`.
-      source: what it is made of: the explanation, the ledgers of the classes, the lines of metrics.jsonl or the
-        refinement table (`SOURCES`).
+      source: what it is made of: the explanation, the ranked prototypes, the ledgers of the classes, the lines of
+        metrics.jsonl or the refinement table (`SOURCES`).
     """
     return TABLES[table](source)
 
@@ -46,17 +47,27 @@ def _intervals(explanation):
     return rows
 
 
-def _prototypes(explanation):
+def _prototypes(prototypes):
     return [
-        {"prototype": each.id, "count": each.count, "share": each.share}
+        {"prototype": each.id}
+        | _looked_at(ranked)
+        | {"count": each.count, "share": each.share}
         | {
             "supports": each.supports[0].name if each.supports else None,
             "contribution": each.supports[0].contribution if each.supports else None,
             "nearest": each.nearest[0].prototype if each.nearest else None,
             "distance": each.nearest[0].distance if each.nearest else None,
         }
-        for each in explanation.prototypes
+        for each, ranked in prototypes
     ]
+
+
+def _looked_at(ranked):
+    """What tells whether a prototype deserves a look; nothing of a run without a ranking."""
+    names = [field.name for field in dataclasses.fields(Ranked) if field.name not in ("prototype", "drop")]
+    drops = {f"drop_{name}": ranked.drop.get(name) if ranked else None for name in DROPPED_ON}
+    row = {name: getattr(ranked, name) if ranked else None for name in names} | drops
+    return {"class" if name == "name" else name: value for name, value in row.items()}
 
 
 def _support(explanation):
@@ -139,4 +150,4 @@ TABLES = {
     "refinement": _refinement,
 }
 # What a table is made of: a part of a run; the explanation for those that are not named.
-SOURCES = {"ledger": "ledgers", "metrics": "metrics", "refinement": "refinement"}
+SOURCES = {"prototypes": "prototypes", "ledger": "ledgers", "metrics": "metrics", "refinement": "refinement"}

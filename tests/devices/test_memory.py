@@ -69,7 +69,13 @@ def test_evidence_of_many_batches():
     pca = prototypes.Pca(np.zeros(8, np.float32), np.eye(8, dtype=np.float32), np.ones(8, np.float32))
     variables, blank = jax.device_put(([tiny_variables(seed) for seed in range(3)], np.ones((1, 4, 4, 8), np.float32)))
     checkpoints = measure.Checkpoints(
-        tiny_model(), measuring.Measuring(3), variables.__getitem__, [blank] * 3, pca, np.eye(8, dtype=np.float32)[:3]
+        tiny_model(),
+        measuring.Measuring(3),
+        variables.__getitem__,
+        [blank] * 3,
+        pca,
+        np.eye(8, dtype=np.float32)[:3],
+        np.tile(np.arange(3, dtype=np.int32), (3, 1)),
     )
     done, marks = itertools.count(), []
 

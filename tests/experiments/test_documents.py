@@ -122,7 +122,7 @@ def test_a_row_holds_what_the_run_recorded(folder, finished):
     header = read_header(finished)
     lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     (test,) = [line["accuracy"] for line in lines if line["split"] == "test"]
-    explain = sum(header["timing"][step] for step in ("prototypes", "evidence", "mapping", "contact_sheet"))
+    explain = sum(header["timing"][step] for step in ("prototypes", "evidence", "ranking", "mapping", "contact_sheet"))
     assert cells["experiment"] == "small"
     assert cells["images analysed"] == str(len(np.load(finished / "labels.npy")))
     assert cells["checkpoints"] == cells["prototypes"] == "8"

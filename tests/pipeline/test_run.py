@@ -28,9 +28,10 @@ from sklearn.preprocessing import StandardScaler
 
 from experiments.tools.kill_and_resume import SMALL, differing
 from i2x_jax import Run
+from i2x_jax.explanation.ranking import contribution_evidence
 from i2x_jax.results.files import STEPS
 from i2x_jax.schema import load_schema
-from tests import plain_ledger
+from tests import plain_ledger, reference
 from tests.killed_run import killed_run
 
 # What SMALL asks for: checkpoints, samples, classes, prototypes, PCA dimensions, feature channels, side of the map.
@@ -75,6 +76,14 @@ NPZ = {
         "path_error": (T,),
     },
     "prototype_features": {"counts": (K,), "sums": (T, K, CHANNELS)},
+    "ranking": {
+        **dict.fromkeys(("evidence", "present"), (K, M)),
+        "course": (T, K),
+        **dict.fromkeys(("label", "ranked", "exclusivity", "exclusive_label", "entropy", "since"), (K,)),
+        "top_over_median": (),
+        **dict.fromkeys(("samples", "right"), (1,)),
+        **dict.fromkeys(("gained", "lost"), (1, K)),
+    },
     "validation": {"labels": (VALIDATION,), "confidence": (T, VALIDATION, M)},
     "test": {"labels": (TEST,), "confidence": (T, TEST, M)},
     "mapping": {
@@ -102,7 +111,7 @@ NPZ = {
     },
     "curated": {"pair": (2,), "pair_s": (T - 1, K), "pair_s_ci": (T - 1, K, 2), "pair_r2": (T - 1,)},
 }
-INTEGERS = ("counts", "labels", "pair", "prototypes", "left_out")
+INTEGERS = ("counts", "labels", "pair", "prototypes", "left_out", "label", "exclusive_label", "since")
 
 
 @pytest.fixture(scope="session")
@@ -280,6 +289,41 @@ class TestRecomputed:
                     np.testing.assert_allclose(contributions[name][t, label], expected, rtol=1e-4, atol=1e-5)
                 spread = held.evidence[rows].std(0)
                 np.testing.assert_allclose(contributions["std"][t, label], spread, rtol=1e-3, atol=1e-3)
+
+    def test_ranking(self, opened, plain, finished):
+        evidence = reference.evidence_per_location(
+            opened.arrays("prototype_features"), [held.weights for held in plain], SIDE**2
+        )
+        found = opened.arrays("ranking")
+        np.testing.assert_allclose(found["evidence"], evidence[-1], rtol=1e-4, atol=1e-6)
+        # Behind this head contributions tell the same.
+        counts = opened.arrays("prototype_features")["counts"]
+        kept, samples = np.tile(np.arange(M), (M, 1)), np.bincount(opened.array("labels"))
+        told = opened.arrays("contributions")["mean"], kept, samples, counts
+        np.testing.assert_allclose(contribution_evidence(*told), evidence, rtol=1e-3, atol=1e-5)
+        run = reference.Arrays(finished, opened.explanation.classes)
+        expected = reference.ranking(run, evidence)
+        assert expected.keys() | {"samples", "right", "gained", "lost"} == found.keys()
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
+
+    def test_leaving_prototypes_out_of_the_pool(self, opened):
+        validation, found = opened.splits.validation, opened.arrays("ranking")
+        variables, prototypes = opened.variables(opened.steps[-1]), opened.arrays("prototypes")
+        features = np.asarray(opened.model.features(variables, validation.images))
+        points = (features - prototypes["mean"]) @ prototypes["components"].T
+        places = ((points[..., None, :] - prototypes["centroids"]) ** 2).sum(-1).argmin(-1)
+        right = reference.right_without(
+            features, places, K, *map(np.asarray, opened.model.linear_head(variables)), validation.labels
+        )
+        assert found["samples"] == [VALIDATION]
+        # Ties between two classes, or two centroids, are settled by rounding: none of so few images here is one.
+        assert found["right"] == [right[:, K].sum()]
+        accuracy = next(line["accuracy"] for line in reversed(opened.metrics) if line["split"] == "validation")
+        assert found["right"] / VALIDATION == pytest.approx(accuracy)
+        np.testing.assert_array_equal(found["gained"][0], (right[:, :K] & ~right[:, K:]).sum(0))
+        np.testing.assert_array_equal(found["lost"][0], (right[:, K:] & ~right[:, :K]).sum(0))
+        assert found["lost"].any()
 
     def test_confidence_of_the_last_checkpoint(self, opened):
         predicted = opened.array("confidence")[-1].argmax(-1)

@@ -15,13 +15,14 @@ from i2x_jax import Run
 from i2x_jax.config import InputError, printable
 from i2x_jax.evidence.geometry import crop_size, crops_at
 from i2x_jax.evidence.saliency import saliency_maps
+from i2x_jax.explanation.ranking import FIRST, Alarm
 from i2x_jax.explanation.types import ClassExplanation, Explanation, Interval
 from i2x_jax.models.places import Places, Span
 from i2x_jax.pipeline.report import page_ledger
 from i2x_jax.report import charts, contact_sheet, content, examples, gallery, ledgers, page
 from i2x_jax.report.content import rounded
 from i2x_jax.results import findings, pictures, story, tables
-from i2x_jax.results.files import REFINEMENT, REPORT
+from i2x_jax.results.files import REFINEMENT, REPORT, STEPS
 from tests.helpers import one_line
 from tests.report_run import CONTROL, HYPHENS, NAMES, SCRIPT, report_run, run_stages
 
@@ -117,7 +118,7 @@ class TestFile:
         run_stages(older, "report")
         printed = capsys.readouterr().out
         assert (older / REPORT).read_text(encoding="utf-8") == text
-        assert printed.count("already done") == 6
+        assert printed.count("already done") == len(STEPS) - 1
         assert "report: done" in printed
 
     def test_whole_or_absent(self, run, tmp_path, monkeypatch):
@@ -382,6 +383,52 @@ class TestLedger:
             (older / name).unlink()
         assert page_ledger(opened, [1]) is None
         assert content.overview(opened)["ledger"] is None
+
+
+class TestLookHereFirst:
+    def test_the_first_five_come_first_with_why(self, run, parsed):
+        text = " ".join(" ".join(parsed.texts).split())
+        places = [text.index(f"Prototype {each.prototype} {findings.looks(each)}") for each in run.ranking[:FIRST]]
+        assert places == sorted(places)
+        assert text.index("Look here first", text.index("How a classifier")) < places[0]
+        assert places[-1] < text.index("How to read this report")
+        assert findings.order(run.ranking) in text
+
+    def test_each_in_its_images_with_true_frames(self, run, parsed):
+        shown = [attributes for tag, attributes in parsed.tags if tag == "img"][:FIRST]
+        size = pictures.tile_size(run.dataset.images.shape[1:], gallery.LOOK)
+        final = run.array("intensity")[-1]
+        side = crop_size(run.model, run.dataset.images.shape[1:])
+        for each, attributes in zip(run.ranking[:FIRST], shown, strict=True):
+            assert attributes["alt"].startswith(f"Where prototype {each.prototype} is strongest, framed in images of “")
+            area = (np.array(run.array("assignments")) == each.prototype).sum((1, 2))
+            rows = story.strongest_members(area, final[:, each.prototype], gallery.LOOKS)
+            crops = run.crops(each.prototype, gallery.LOOKS)
+            np.testing.assert_array_equal(crops.rows, rows)
+            picture = Image.open(io.BytesIO(base64.b64decode(attributes["src"].split(",")[1]))).convert("RGB")
+            for number, (row, location) in enumerate(zip(rows, crops.locations, strict=True)):
+                tile = pictures.framed(run.dataset.images[row], size, location, run.model.places, side)
+                left = number * (size[0] + pictures.GAP)
+                found = picture.crop((left, 0, left + size[0], size[1]))
+                # The picture may be lossy; another image, or another frame, is another matter.
+                assert np.abs(np.asarray(found, int) - np.asarray(tile, int)).mean() < 12
+
+    def test_cards_stand_in_the_same_order_with_the_same_words(self, run, data):
+        assert data["ranked"] == [each.prototype for each in run.ranking]
+        classes = run.explanation.classes
+        for each in run.ranking:
+            shown = data["prototypes"][each.prototype]
+            assert shown["words"] == findings.looks(each)
+            assert shown["look"] == [each.rank, classes.index(each.name), rounded(each.evidence)]
+
+    @pytest.mark.parametrize(
+        ("alarms", "words"), [((), None), ((Alarm(3, "evidence", 2.5, None),), "gives 2.5 times the evidence")]
+    )
+    def test_an_alarm_where_there_is_one(self, run, monkeypatch, alarms, words):
+        monkeypatch.setattr(Run, "alarms", alarms)
+        found = content.first_look(run)
+        assert len(found["alarms"]) == len(alarms)
+        assert words is None or words in found["alarms"][0]
 
 
 class TestFindings:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from i2x_jax.config import printable
-from i2x_jax.report import content
+from i2x_jax.explanation.ranking import FIRST
+from i2x_jax.report import content, gallery
+from i2x_jax.results import findings, pictures
 from i2x_jax.results.files import REPORT
 from tests.report_run import CONTROL, HYPHENS, NAMES, SCRIPT, report_run
 
@@ -34,7 +36,7 @@ FLAGS = (
     "--disable-sync",
     "--window-size=1280,900",
 )
-SECTIONS = ("overview", "learning", "prototypes", "within", "between", "one", "refinement", "regression")
+SECTIONS = ("first", "overview", "learning", "prototypes", "within", "between", "one", "refinement", "regression")
 REFINED = "#pair=" + "-".join(urllib.parse.quote(name, safe="").replace("-", "%2D") for name in (HYPHENS, CONTROL))
 
 
@@ -114,6 +116,7 @@ def test_every_view_opens(opened):
             section,
         )
     assert len(browser.find_elements(By.CSS_SELECTOR, "#gallery li")) == 8
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#first li img")) == FIRST
     # Eleven or twelve charts: support has none where no sign is sure. Each says to those who listen what it shows.
     charts = browser.find_elements(By.CSS_SELECTOR, ".plot svg[aria-label], .plot svg [aria-label]")
     assert len(browser.find_elements(By.CSS_SELECTOR, ".plot svg")) >= 11
@@ -176,7 +179,7 @@ def test_links_within_the_page(opened, run):
 def test_selectors(opened, run):
     browser = opened()
     choose(browser, "#choose-prototype", browser.find_elements(By.CSS_SELECTOR, "#choose-prototype option")[3].text)
-    assert text_of(browser, "#prototype-panel h3") == "Prototype 3"
+    assert text_of(browser, "#prototype-panel h3") == f"Prototype {run.ranking[3].prototype}"
     choose(browser, "#choose-class", "9")
     assert text_of(browser, "#class-panel h3") == "Class “9”"
     choose(browser, "#choose-interval", "0–1")
@@ -310,6 +313,25 @@ def test_width_and_scheme(opened, width, dark):
     assert (paper < ink) == dark
     assert abs(paper - ink) > 450
     assert label == ink
+
+
+@pytest.mark.parametrize(("width", "tiles"), [(390, 3), (1280, 6)])
+def test_what_to_look_at_first_is_seen_first(opened, run, width, tiles):
+    browser = opened(width=width)
+    first = browser.find_element(By.CSS_SELECTOR, "#first li")
+    picture, words = first.find_element(By.TAG_NAME, "img"), first.find_element(By.TAG_NAME, "p")
+    assert first.text.startswith(f"Prototype {run.ranking[0].prototype}")
+    assert words.text == findings.looks(run.ranking[0])
+    # Whole images, in their own size, on the first screen and within the page.
+    assert picture.size["width"] == tiles * (gallery.LOOK + pictures.GAP) - pictures.GAP
+    assert picture.location["y"] + picture.size["height"] < 900
+    assert picture.location["x"] + picture.size["width"] <= width
+    beside = words.location["x"] > picture.location["x"] + picture.size["width"]
+    assert beside == (width > 640)
+    first.find_element(By.TAG_NAME, "a").click()
+    assert text_of(browser, "#prototype-panel h3") == f"Prototype {run.ranking[0].prototype}"
+    cards = [each.text.split("\n")[0] for each in browser.find_elements(By.CSS_SELECTOR, "#gallery li")]
+    assert cards == [f"Prototype {each.prototype}" for each in run.ranking]
 
 
 def test_print_has_every_chart(opened):

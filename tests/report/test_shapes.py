@@ -10,6 +10,7 @@ from PIL import Image
 
 import i2x_jax
 from i2x_jax.evidence.geometry import crop_size
+from i2x_jax.explanation.ranking import FIRST, Ranked
 from i2x_jax.explanation.types import (
     ClassEvidence,
     ClassExplanation,
@@ -67,6 +68,11 @@ def fake_run(shape, channels=1, prototypes=3, classes=2, count=12, checkpoints=3
         intervals=(),
     )
     images = rng.integers(0, 256, (count, *shape, channels)).astype(np.uint8)
+    # The last prototype first; the first has too few places to be ranked.
+    ranking = [
+        Ranked(k, rank if k else None, names[0], 0.3, 1.5, 0.9, names[0], 0.98, 0.005, 0.5, 1, {"validation": -0.01})
+        for rank, k in enumerate(reversed(range(prototypes)), 1)
+    ]
 
     def told(row):
         seen = story.Seen(
@@ -84,6 +90,8 @@ def fake_run(shape, channels=1, prototypes=3, classes=2, count=12, checkpoints=3
     return types.SimpleNamespace(
         story=told,
         explanation=explanation,
+        ranking=ranking,
+        prototypes=[(explanation.prototypes[each.prototype], each) for each in ranking],
         dataset=types.SimpleNamespace(images=images, labels=labels),
         steps=np.arange(checkpoints),
         array=arrays.__getitem__,
@@ -96,7 +104,7 @@ def fake_run(shape, channels=1, prototypes=3, classes=2, count=12, checkpoints=3
 def sheet_of(run, places, crop_side):
     map_shape = run.array("assignments").shape[1:]
     return contact_sheet.contact_sheet(
-        run.explanation,
+        run.prototypes,
         run.dataset.images,
         run.array("assignments"),
         run.array("intensity")[-1],
@@ -189,6 +197,12 @@ class TestDrawings:
                 n, width, height = entry[kind]["tiles"]
                 assert opened(entry[kind]["framed"]).size == (n * (width + pictures.GAP) - pictures.GAP, height)
                 assert opened(entry[kind]["crops"]).height == gallery.CROP
+        first = gallery.first(run, members, maps, places, crop_side)
+        present = [k for k in reversed(range(1, prototypes)) if len(members[k].strongest)]
+        assert [each["prototype"] for each in first] == [k for k in present if k >= prototypes - FIRST]
+        for each in first:
+            n, width, height = each["tiles"]
+            assert opened(each["picture"]).size == (n * (width + pictures.GAP) - pictures.GAP, height)
         shown = gallery.in_classes(run, gallery.choose_in_classes(run), maps, places, crop_side)
         assert all(each["tiles"][0] == len(each["rows"]) for each in shown.values())
         assert len(gallery.classes(run, rng)) == classes

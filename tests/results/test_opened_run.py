@@ -190,6 +190,63 @@ class TestLedgers:
             one_line(error)
 
 
+class TestRanking:
+    def test_the_table_has_a_row_each_in_the_order_of_the_evidence(self, run):
+        rows = run.records("prototypes")
+        scores = [row["evidence"] for row in rows if row["rank"]]
+        assert scores == sorted(scores, reverse=True)
+        assert sorted(row["prototype"] for row in rows) == list(range(run.config.explain.num_prototypes))
+        assert [row["rank"] for row in rows[: len(scores)]] == list(range(1, len(scores) + 1))
+        arrays, classes = run.arrays("ranking"), run.explanation.classes
+        for row, ranked, (record, _) in zip(rows, run.ranking, run.prototypes, strict=True):
+            k = row["prototype"]
+            assert k == ranked.prototype == record.id
+            assert row["evidence"] == arrays["evidence"][k].max()
+            assert row["class"] == classes[arrays["evidence"][k].argmax()]
+            assert row["in_class"] == arrays["present"][k, classes.index(row["class"])]
+            assert row["since"] in run.steps
+            changed = (arrays["gained"][0, k] - arrays["lost"][0, k]) / arrays["samples"][0]
+            assert (row["drop_validation"], row["drop_audit"]) == (changed, None)
+            assert row["share"] == record.share
+
+    def test_the_summary_says_it_before_how_it_was_learned(self, run):
+        text = run.summary()
+        (look,) = [each for each in text.split("\n\n") if "Look here first" in each]
+        assert text.index(look) < text.index("were learned")
+        assert look.startswith(f"Look here first, by evidence per location: {run.ranking[0].prototype}, ")
+        assert len(look.split("\n")) <= 3
+
+    def test_a_run_without_a_ranking_opens_and_says_so(self, run, tmp_path):
+        for path in run.path.iterdir():
+            if path.is_file() and path.name != "ranking.npz":
+                shutil.copy(path, tmp_path / path.name)
+        older = Run(tmp_path)
+        assert "Look here first" not in older.summary()
+        assert "How much prototype change" in older.summary()
+        rows = older.records("prototypes")
+        assert [row["prototype"] for row in rows] == list(range(len(rows)))
+        assert rows[0].keys() == run.records("prototypes")[0].keys()
+        assert {row[name] for row in rows for name in ("rank", "class", "evidence", "drop_validation")} == {None}
+        for ask in (lambda: older.ranking, lambda: older.alarms):
+            with pytest.raises(InputError, match=r"has no ranking .* the command that made the run adds it") as error:
+                ask()
+            one_line(error)
+
+    def test_a_ranking_of_other_classes_is_refused(self, run, tmp_path):
+        for path in run.path.iterdir():
+            if path.is_file():
+                shutil.copy(path, tmp_path / path.name)
+        members = dict(np.load(tmp_path / "ranking.npz"))
+        fewer = {name: members[name][:, :-1] for name in ("evidence", "present")}
+        labels = {name: np.minimum(members[name], 8) for name in ("label", "exclusive_label")}
+        np.savez(tmp_path / "ranking.npz", **(members | fewer | labels))
+        with pytest.raises(
+            InputError, match=r"evidence is float32 \[8 x 9\] instead of float32 \[K=8 x M=10\]"
+        ) as error:
+            Run(tmp_path).summary()
+        one_line(error)
+
+
 class TestPlots:
     def test_prototype(self, run):
         picture = run.plot_prototype(1, n=4)

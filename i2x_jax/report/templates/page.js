@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { names, keys, steps, intervals, prototypes, inClasses, perClass, pairs, images, ledger } = data;
+  const { names, keys, steps, intervals, prototypes, ranked, inClasses, perClass, pairs, images, ledger } = data;
   const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#0072b2"];
   // What is no prototype, in a stack of them.
   const START = "at the start", OTHERS = "other prototypes", NOWHERE = "no place";
@@ -156,11 +156,13 @@
     return found ? part(found, found.rows.length, "Where it is strongest in images of " + quoted(c)) : firstOf(prototypes[k], 4);
   };
   const supported = (each) => each.supports.filter(([, value]) => value >= 0.05 * each.supports[0][1]).map(([c, value]) => `${quoted(c)} by ${number(value)}`);
-  gallery.append(...prototypes.map((each) =>
+  const inOrder = ranked.map((id) => prototypes[id]);
+  const gives = ({ look: [rank, c, evidence] }) => (rank ? `one place gives ${quoted(c)} ${signed(evidence)}; ` : "too few places to be ranked; ");
+  gallery.append(...inOrder.map((each) =>
     el("li", {}, el("a", { href: link.prototype(each.id), id: "card-" + each.id },
       el("b", {}, "Prototype " + each.id),
       firstOf(each, 4),
-      el("span", {}, percent(each.share) + " of locations; " + (each.supports.length ? "raises " + list(supported(each)) : "raises no class"))))));
+      el("span", {}, gives(each) + percent(each.share) + " of locations; " + (each.supports.length ? "raises " + list(supported(each)) : "raises no class"))))));
 
   const examples = (each, kind, title) => {
     const found = each[kind];
@@ -182,7 +184,8 @@
     const rows = order.flatMap((c) => steps.map((step, t) => ({ step, series: names[c], value: each.own[t][c] })));
     fill(panel("prototype"),
       el("h3", { tabindex: -1 }, "Prototype " + id),
-      el("div", { class: "chooser" }, chooser("Prototype", "choose-prototype", prototypes.map((p) => [p.id, `${p.id} (${percent(p.share)})`]), id, (value) => go(link.prototype(value)))),
+      el("div", { class: "chooser" }, chooser("Prototype", "choose-prototype", inOrder.map((p) => [p.id, `${p.id} (${percent(p.share)})`]), id, (value) => go(link.prototype(value)))),
+      el("p", { class: "lead" }, each.words),
       el("p", {}, `It holds ${percent(each.share)} of all locations (${each.count.toLocaleString("en")}). `,
         each.supports.length ? ["It raises the logit of ", each.supports.flatMap(([c, value], place) => [place ? ", " : "", to.class(c), ` by ${number(value)}`]), " on average over that class. "] : "On average it raises the logit of no class over its own images. ",
         "Nearest prototypes: ", each.nearest.flatMap(([k, distance], place) => [place ? ", " : "", to.prototype(k), ` (distance ${number(distance)})`]), "."),
@@ -507,7 +510,7 @@
 
   const start = () => {
     for (const place of document.querySelectorAll(".plot[data-chart]")) if (data.specs[place.dataset.chart]) plan(place, place.dataset.chart);
-    showPrototype(0);
+    showPrototype(ranked[0]);
     showClass(0);
     const first = pairs.find((pair) => pair.refined) || pairs[0];
     showPair(first.a, first.b);
