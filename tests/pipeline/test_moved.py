@@ -128,7 +128,7 @@ STOPPED = {
     "before the metrics are written anew": (directory.RunDirectory, "replace_metrics", 0),
     "before the steps are written": (directory.RunDirectory, "making", 0),
     "before the others are removed": (directory.RunDirectory, "discard_checkpoints", 1),
-    "with the steps written": (directory, "present_steps", 0),
+    "with the steps written": (directory, "read_array", 0),
 }
 
 

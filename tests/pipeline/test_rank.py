@@ -1,7 +1,6 @@
 """The step `ranking` on a network of one's own: other heads, an audit set, batches."""
 
 import dataclasses
-import types
 
 import numpy as np
 import pytest
@@ -60,9 +59,8 @@ def test_an_audit_set_has_the_second_row(with_head, tmp_path, batch_size):
         with_head.config, explain=dataclasses.replace(with_head.config.explain, batch_size=batch_size)
     )
     validation = with_head.splits.validation
-    splits = types.SimpleNamespace(**with_head.splits._asdict() | {"audit": audit})
-    assert rank.sets_of(splits) == [validation, audit]
-    assert len(rank.sets_of(types.SimpleNamespace(validation=validation, audit=None))) == 1
+    assert rank.sets_of(with_head.splits._replace(audit=audit)) == [validation, audit]
+    assert rank.sets_of(with_head.splits) == [validation]
     found = left_out(with_head, tmp_path, validation, audit)
     assert found["samples"].tolist() == [len(validation.labels), 30]
     variables, prototypes = with_head.variables(with_head.steps[-1]), with_head.arrays("prototypes")
