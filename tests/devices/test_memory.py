@@ -107,10 +107,17 @@ def test_many_training_steps():
 @pytest.mark.slow
 def test_features_are_never_held_all_at_once():
     """As experiments/benchmarks/memory.py shows it with 40 GB of features: here they are 1.6 GB at each checkpoint."""
-    command = [sys.executable, "experiments/benchmarks/memory.py", "--images=8000", "--channels=1024"]
+    command = [
+        sys.executable,
+        "experiments/benchmarks/memory.py",
+        "--images=8000",
+        "--channels=1024",
+        "--batch_size=64",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     peaks = dict(re.findall(r"^(\w+) +([\d,]+) MB", done.stdout, re.MULTILINE))
     peak = {name: int(value.replace(",", "")) for name, value in peaks.items()}
-    assert peak["intensities"] - peak["start"] < 1606 / 2
+    # The sample that prototypes are fitted to, 0.27 GB, is held several times over.
+    assert peak["intensities"] - peak["start"] < 0.85 * 1606
     assert float(re.search(r"Rand index .*: ([\d.]+)", done.stdout)[1]) > 0.99

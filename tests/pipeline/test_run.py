@@ -29,6 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from experiments.tools.kill_and_resume import SMALL, differing
 from i2x_jax import Run
 from i2x_jax.explanation.ranking import contribution_evidence
+from i2x_jax.pipeline import measure
 from i2x_jax.results.files import STEPS
 from i2x_jax.schema import load_schema
 from tests import plain_ledger, reference
@@ -404,6 +405,12 @@ def test_killed_in_each_stage_it_goes_on_and_ends_equal(base, finished):
     assert differing(killed_run(base, finished), finished) == ["tensorboard (missing)"]
 
 
+def blocks_done(partial):
+    """How many blocks a stopped measurement need not measure again."""
+    path = partial / "working" / measure.SUMS
+    return int(np.load(path)[measure.BLOCKS]) if path.exists() else 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("block", [0, 4])
 def test_killed_between_blocks_it_goes_on_with_the_next(base, finished, tmp_path, block):
@@ -411,14 +418,20 @@ def test_killed_between_blocks_it_goes_on_with_the_next(base, finished, tmp_path
     workdir = without(steps, finished, tmp_path / "run")
     program = [sys.executable, "-c", IN_BLOCKS, f"--workdir={workdir}", *SMALL, "--stage=explain"]
     partial = workdir / ".partial-evidence"
-    kill_when(base, workdir, (partial / "working" / f"block-{block}.npz").exists, arguments=program)
-    made = {path.name: path.stat().st_mtime_ns for path in (partial / "working").glob("block-*.npz")}
-    assert f"block-{block}.npz" in made
-    # The files are there, and what was done is not done again: it would have another time.
-    assert (partial / "intensity.npy").exists()
-    kill_when(base, workdir, (partial / "working" / f"block-{block + 3}.npz").exists, arguments=program)
-    now = {path.name: path.stat().st_mtime_ns for path in (partial / "working").glob("block-*.npz")}
-    assert made.items() <= now.items()
+    kill_when(base, workdir, lambda: blocks_done(partial) > block, arguments=program)
+    done = blocks_done(partial)
+    assert block < done < 9
+    # What was done is not done again: that would mend these rows.
+    rows = np.load(partial / "account.npy", mmap_mode="r+")
+    before = rows[:, : 40 * done].copy()
+    rows[:, : 40 * done] = 7
+    rows.flush()
+    kill_when(base, workdir, lambda: blocks_done(partial) > done, arguments=program)
+    rows = np.load(partial / "account.npy", mmap_mode="r+")
+    assert (rows[:, : 40 * done] == 7).all()
+    assert (np.abs(rows[:, 40 * done : 40 * (done + 1)]) <= 1).all()
+    rows[:, : 40 * done] = before
+    rows.flush()
     done = subprocess.run(program, env=environment(base), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     whole = without(steps, finished, tmp_path / "whole")
