@@ -1,11 +1,11 @@
-"""Puts what was measured into README.md and experiments/benchmarks/benchmark.md, from finished runs and benchmarks.
+"""Puts what was measured into README.md, docs/reading.md and experiments/benchmarks/benchmark.md, from finished runs.
 
     python experiments/tools/documents.py --run=runs/digits --run=runs/mnist_cnn --benchmark=mnist.json
     python experiments/tools/documents.py --run=runs/digits --check
 
 What is measured stands between markers, `<!-- NAME: begin -->` and `<!-- NAME: end -->`, and nowhere else:
 
-  digits, in README.md         the summary of the digits run, as run.py prints it; its contact sheet goes to docs/
+  digits, in reading.md        the summary of the digits run, as run.py prints it; its contact sheet goes to docs/
   experiments, in README.md    a row for each run: accuracy, time, memory
   speed, in README.md          a row for each file that `experiments/benchmarks/benchmark.py --json` wrote
   benchmarks, in benchmark.md  what that program printed, one section for each file
@@ -36,7 +36,8 @@ from i2x_jax.results.files import CONTACT_SHEET, STEPS, read_header
 from i2x_jax.results.opened_run import Run
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-README, BENCHMARK, PICTURE = "README.md", "experiments/benchmarks/benchmark.md", "docs/digits_contact_sheet.png"
+README, READING, BENCHMARK = "README.md", "docs/reading.md", "experiments/benchmarks/benchmark.md"
+PICTURE = "docs/digits_contact_sheet.png"
 EXPERIMENTS_HEAD = (
     "| experiment | images analysed | checkpoints | prototypes | test accuracy | train | explain | whole run "
     "| peak memory | on |"
@@ -205,10 +206,10 @@ def documents(root: pathlib.Path, runs: Mapping[str, Run], benchmarks: Mapping[s
     Raises:
       InputError: a document has not the markers that it should.
     """
-    readme, benchmark = ((root / name).read_text(encoding="utf-8") for name in (README, BENCHMARK))
+    readme, reading, benchmark = ((root / name).read_text(encoding="utf-8") for name in (README, READING, BENCHMARK))
     made = {}
     if "digits" in runs:
-        readme = replaced(readme, "digits", digits_summary(runs["digits"]))
+        reading = replaced(reading, "digits", digits_summary(runs["digits"]))
         made[PICTURE] = picture(runs["digits"])
     if runs:
         rows = {name: experiment_row(name, run) for name, run in runs.items()}
@@ -220,7 +221,7 @@ def documents(root: pathlib.Path, runs: Mapping[str, Run], benchmarks: Mapping[s
     if benchmarks:
         sections = {name: benchmark_section(report) for name, report in benchmarks.items()}
         benchmark = replaced(benchmark, "benchmarks", merged_sections(inside(benchmark, "benchmarks"), sections))
-    return made | {README: readme.encode(), BENCHMARK: benchmark.encode()}
+    return made | {README: readme.encode(), READING: reading.encode(), BENCHMARK: benchmark.encode()}
 
 
 def main(argv: list[str]) -> None:

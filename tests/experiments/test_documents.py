@@ -20,10 +20,13 @@ from i2x_jax.results.files import read_header
 from i2x_jax.results.opened_run import Run
 
 OLD = {
-    "README.md": """Before.
+    "docs/reading.md": """Before.
 <!-- digits: begin -->
 old
 <!-- digits: end -->
+After.
+""",
+    "README.md": """Before.
 <!-- experiments: begin -->
 not yet measured
 <!-- experiments: end -->
@@ -80,7 +83,8 @@ def benchmark():
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "experiments" / "benchmarks").mkdir(parents=True)
+    for path in OLD:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     for name, text in OLD.items():
         (tmp_path / name).write_text(text)
     return tmp_path
@@ -89,7 +93,7 @@ def folder(tmp_path):
 def test_the_digits_run_is_shown_as_it_is_printed(folder, finished):
     run = Run(finished)
     made = documents.documents(folder, {"digits": run}, {})
-    text = made["README.md"].decode()
+    text = made["docs/reading.md"].decode()
     shown = documents.inside(text, "digits").splitlines()
     printed = run.summary().splitlines()
     assert shown[0] == shown[-1] == "```"
@@ -100,7 +104,7 @@ def test_the_digits_run_is_shown_as_it_is_printed(folder, finished):
     assert str(finished) not in text
     # Nothing else has changed.
     assert text.startswith("Before.\n<!-- digits: begin -->\n```\nAccuracy at step")
-    assert text.split("<!-- experiments: end -->")[1] == OLD["README.md"].split("<!-- experiments: end -->")[1]
+    assert text.endswith("\n```\n<!-- digits: end -->\nAfter.\n")
     assert made["experiments/benchmarks/benchmark.md"].decode() == OLD["experiments/benchmarks/benchmark.md"]
 
 
@@ -113,7 +117,8 @@ def test_the_picture_is_that_of_the_run(folder, finished, tmp_path):
 
 
 def test_a_row_holds_what_the_run_recorded(folder, finished):
-    text = documents.documents(folder, {"small": Run(finished)}, {})["README.md"].decode()
+    made = documents.documents(folder, {"small": Run(finished)}, {})
+    text = made["README.md"].decode()
     head, rule, row = documents.inside(text, "experiments").splitlines()
     assert head.count("|") == rule.count("|") == row.count("|")
     cells = dict(
@@ -132,7 +137,7 @@ def test_a_row_holds_what_the_run_recorded(folder, finished):
         number, unit = cells[name].split()
         assert float(number) * {"s": 1, "min": 60}[unit] == pytest.approx(seconds, abs=0.5 if unit == "s" else 3.1)
     # The digits block is for the run of that name.
-    assert documents.inside(text, "digits") == "old"
+    assert made["docs/reading.md"].decode() == OLD["docs/reading.md"]
 
 
 def test_speed_stands_in_both_documents(folder, benchmark):
@@ -175,7 +180,7 @@ def test_sections_of_other_benchmarks_stay(folder, benchmark):
 
 
 def test_a_missing_marker_is_named(folder, finished):
-    (folder / "README.md").write_text(OLD["README.md"].replace("<!-- digits: end -->", ""))
+    (folder / "docs/reading.md").write_text(OLD["docs/reading.md"].replace("<!-- digits: end -->", ""))
     with pytest.raises(InputError, match="no block 'digits'; allowed: <!-- digits: begin --> and <!-- digits: end -->"):
         documents.documents(folder, {"digits": Run(finished)}, {})
 
@@ -215,10 +220,9 @@ def test_check_says_what_differs_and_writes_nothing(finished):
 
 
 def test_the_documents_have_their_markers():
-    readme, benchmark = ((ROOT / name).read_text() for name in (documents.README, documents.BENCHMARK))
-    for name in ("digits", "experiments", "speed"):
-        assert documents.inside(readme, name)
-    assert documents.inside(benchmark, "benchmarks")
+    blocks = {documents.README: ("experiments", "speed"), documents.READING: ("digits",)}
+    for path, names in (blocks | {documents.BENCHMARK: ("benchmarks",)}).items():
+        assert all(documents.inside((ROOT / path).read_text(), name) for name in names)
 
 
 def test_the_changelog_names_the_version_that_is_built():
@@ -229,12 +233,14 @@ def test_the_changelog_names_the_version_that_is_built():
     assert len(headings) == len(set(headings))
 
 
-def test_links_of_the_readme_lead_somewhere():
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("document", ["README.md", "docs/reading.md"])
+def test_links_lead_somewhere(document):
+    text, folder = (ROOT / document).read_text(), (ROOT / document).parent
     targets = [part.split(")")[0] for part in text.split("](")[1:]]
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     places = {"#" + re.sub(r"[^\w\- ]", "", heading).replace(" ", "-").lower() for heading in headings}
     local = [target for target in targets if "://" not in target]
     assert local
-    assert [target for target in local if target not in places and not pathlib.Path(ROOT, target).exists()] == []
-    assert all(pathlib.Path(ROOT, picture).exists() for picture in re.findall(r'<img src="([^"]+)"', text))
+    files = [target.partition("#")[0] for target in local if target not in places]
+    assert [file for file in files if not (folder / file).exists()] == []
+    assert all((folder / picture).exists() for picture in re.findall(r'<img src="([^"]+)"', text))
