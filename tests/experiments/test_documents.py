@@ -1,7 +1,6 @@
 """The measured parts of the documents: put in from runs and benchmarks, found to differ, untouched elsewhere."""
 
 import json
-import pathlib
 import re
 import shutil
 import subprocess
