@@ -19,8 +19,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-# Otherwise libtpu asks the network what machine this is.
+# Otherwise libtpu asks the network what machine this is, and gives up where none answers.
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 
 import jax
 import numpy as np
