@@ -36,6 +36,7 @@ from i2x_jax.data.dataset import batches
 from i2x_jax.devices.mesh import barrier, fetch
 from i2x_jax.evidence.measuring import batch_features
 from i2x_jax.evidence.saliency import contributions
+from i2x_jax.explanation.trust import adjusted_rand
 from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.results.comparison import Side, compare
@@ -52,24 +53,6 @@ _LOCATIONS = flags.DEFINE_integer(
     "locations", 0, "Locations a prototype in the sample; 0 for as many as a run takes.", lower_bound=0
 )
 _JSON = flags.DEFINE_string("json", None, "The file that the figures are written to.")
-
-
-def weighted_rand(one: np.ndarray, other: np.ndarray, weights: np.ndarray) -> float:
-    """The adjusted Rand index (Hubert & Arabie 1985) where a pair of locations counts by the product of their weights.
-
-    Args:
-      one: int `[n]`, at least 0.
-      other: int `[n]`, at least 0.
-      weights: `[n]`, at least 0; all 1 for the usual index.
-    """
-    table = np.zeros((one.max() + 1, other.max() + 1))
-    np.add.at(table, (one, other), weights)
-    alone = (np.float64(weights) ** 2).sum()
-    together, rows, columns, pairs = (
-        ((sums**2).sum() - alone) / 2 for sums in (table, table.sum(1), table.sum(0), table.sum())
-    )
-    chance = rows * columns / pairs
-    return float((together - chance) / ((rows + columns) / 2 - chance))
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -127,8 +110,8 @@ def agreement(reference: Run, run: Run, weights: np.ndarray) -> dict:
     """The figures of one run beside the reference; see above."""
     places = [np.ravel(each.array("assignments")).astype(np.int64) for each in (reference, run)]
     found = {
-        "rand": weighted_rand(*places, np.ones_like(weights)),
-        "rand_by_evidence": weighted_rand(*places, weights),
+        "rand": adjusted_rand(*places, np.ones_like(weights)),
+        "rand_by_evidence": adjusted_rand(*places, weights),
     }
     sides = [Side(reference.dataset.class_names, *side_of(each)) for each in (reference, run)]
     compared = [row for row in compare(*sides) if row.other is not None]

@@ -30,25 +30,6 @@ fine, steps = np.array([[[1.0, 2.0]], [[1.0, -2.0]], [[0.5, 0.5]]]), np.array([0
 assert fine_difference(np.array([[[2.0, 0.0]], [[0.5, 0.5]]]), np.array([0, 2, 3]), fine, steps) == 0
 assert fine_difference(np.array([[[1.5, 0.5]], [[0.5, 0.5]]]), np.array([0, 2, 3]), fine, steps) == 1 / 3
 """
-RAND = """
-import itertools
-import numpy as np
-from sklearn.metrics import adjusted_rand_score
-from experiments.benchmarks.sampled_ledger import weighted_rand
-
-rng = np.random.default_rng(0)
-one, other, weights = rng.integers(0, 3, 40), rng.integers(0, 4, 40), rng.uniform(0, 2, 40)
-other[:20] = one[:20]
-assert np.isclose(weighted_rand(one, other, np.ones(40)), adjusted_rand_score(one, other))
-assert weighted_rand(one, one, weights) == 1
-sums = np.zeros(4)
-for i, j in itertools.combinations(range(40), 2):
-    same = one[i] == one[j], other[i] == other[j]
-    sums += weights[i] * weights[j] * np.array([all(same), *same, 1])
-both, rows, columns, pairs = sums
-chance = rows * columns / pairs
-assert np.isclose(weighted_rand(one, other, weights), (both - chance) / ((rows + columns) / 2 - chance))
-"""
 RATIOS = """
 from experiments.benchmarks.revisions import summary
 
@@ -70,7 +51,7 @@ def python(base, *arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment(base))
 
 
-@pytest.mark.parametrize("code", [FIGURES, RAND, RATIOS], ids=["path figures", "weighted Rand index", "ratios"])
+@pytest.mark.parametrize("code", [FIGURES, RATIOS], ids=["path figures", "ratios"])
 def test_what_is_computed(base, code):
     done = python(base, "-c", code)
     assert done.returncode == 0, done.stderr
