@@ -1,4 +1,4 @@
-"""How far an explanation may be trusted: claims against what interventions do, and agreement (DESIGN 2.14); on the host.
+"""How far an explanation may be trusted: claims against interventions, and agreement (DESIGN 2.14); on the host.
 
 A *claim* says of each part of an image how much the network owes to it, a *drop* what taking the part away did.
 """
@@ -43,7 +43,7 @@ def partial_spearman(one: np.ndarray, other: np.ndarray, given: np.ndarray) -> f
 
 
 def r_squared(claim: np.ndarray, drop: np.ndarray) -> float:
-    """How much of the spread of drops `[n]` claims `[n]` explain as they stand, unscaled: 1 all, below 0 worse than none.
+    """How much of the spread of drops `[n]` claims `[n]` explain as they stand, unscaled: 1 all, below 0 worse than 0.
 
     NaN where drops are all the same.
     """
@@ -92,7 +92,7 @@ def overlaps(one: np.ndarray, other: np.ndarray, chosen: np.ndarray, num_prototy
       num_prototypes: K, of both.
 
     Returns:
-      float `[c]`, 0 to 1: locations shared with the most similar prototype of the other, over those of either (Jaccard).
+      float `[c]`, 0 to 1: locations shared with the most similar prototype of the other, over those of either.
     """
     both = np.zeros((num_prototypes, num_prototypes))
     np.add.at(both, (one, other), 1)

@@ -1,0 +1,227 @@
+"""What taking an item out of a scene of known parts does, against what is claimed of it (`truth.py`).
+
+A scene (DESIGN 2.11) is drawn again without each of its five items; the *drop* is the label's logit before less after,
+or that of its margin over the class that came second. A *claim* is a number for each item:
+
+- `contributions`: those of the prototypes that stand on the item in this image: at least half of their locations are
+  centred within half a stride of its box;
+- `locations`: contributions of the locations, each to the item whose centre is nearest, within `NEAR` pixels;
+- `intensity`: the paper's, summed over the prototypes that stand on the item;
+- `path, ...`: integrated gradients (Sundararajan, Taly, Yan 2017) in the pixels of the box, from nothing but the median
+  level of the image (`level`), from the median around each pixel (`around`), from black, or from the true ground, which
+  only who made the scene knows: a ceiling;
+- `gradient`: input times gradient; `occlusion`: patches of 8 every 4 pixels, at the median level; `ink`; `random`.
+
+What is claimed of the margin is the same of the difference of the two logits; ink and random stay as they are. Leads
+are chosen on generator seeds 0 to 9, and reported on 100 and more. After FunnyBirds (Hesse, Schaub-Meyer, Roth 2023).
+"""
+
+import functools
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from i2x_jax import Run, parts
+from i2x_jax.config import from_config_dict
+from i2x_jax.data.dataset import load_splits
+from i2x_jax.devices.mesh import barrier, fetch
+from i2x_jax.evidence.deletion import ink
+from i2x_jax.evidence.geometry import location_centres
+from i2x_jax.evidence.measuring import assign_locations, batch_features
+from i2x_jax.evidence.prototypes import Pca
+from i2x_jax.evidence.saliency import contributions, saliency_maps
+from i2x_jax.explanation import trust
+from i2x_jax.pipeline import stages as pipeline
+from i2x_jax.pipeline.directory import RunDirectory
+
+NETWORKS = {
+    "cnn": {"name": "cnn", "width": 24},
+    "resnet20": {"name": "resnet20", "width": 8},
+}
+IMAGES = 200
+STEPS = ("train", "prototypes")
+POINTS = 32  # of a path
+AROUND = 15  # side of the window whose median is the level around a pixel
+NEAR = 8.0
+PATCH, PATCH_STRIDE = 8, 4
+TARGETS = ("logit", "margin")
+
+
+class Seen(NamedTuple):
+    """What the network makes of n scenes.
+
+    Attributes:
+      images: uint8 `[n, 32, 32, 1]`.
+      corners: int `[n, 5, 2]` of the items' boxes.
+      toward: `[n, M]`, weights on the logits: what is explained.
+      assignments: int `[n, h, w]`.
+    """
+
+    images: np.ndarray
+    corners: np.ndarray
+    toward: np.ndarray
+    assignments: np.ndarray
+
+
+def made(network: str, seed: int, epochs: int, folder: pathlib.Path) -> Run:
+    """A network that is trained on the scenes of a seed, and its prototypes."""
+    config = from_config_dict(
+        {
+            "seed": seed,
+            "data": {"name": f"parts:{seed}", "augment": "none"},
+            "model": NETWORKS[network],
+            "train": {"epochs": epochs, "num_checkpoints": 2, "learning_rate": 0.008},
+            "explain": {"num_prototypes": 32},
+        }
+    )
+    directory = RunDirectory(folder, True, barrier)
+    directory.quiet = True
+    splits = load_splits(config.data.name, config.data.validation, seed=config.seed)
+    return pipeline.run_steps(config, directory, STEPS, splits, lambda line: None)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def logits_of(model, variables, images):
+    """Logits `[B, M]`."""
+    return model.head(variables, model.features(variables, images))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def slope(model, variables, images, toward):
+    """Gradient of the weighted logits by the pixels: `[B, H, W, C]`, for images in floats."""
+    return jax.grad(lambda images: (logits_of(model, variables, images) * toward).sum())(images)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "cam"))
+def maps_of(model, variables, features, toward, label, second, cam):
+    """Contributions of the locations `[B, h, w]` to the weighted logits, and saliency maps; `second` -1 for a logit."""
+    owed = (contributions(model, variables, features) * toward[:, None, None]).sum(-1)
+    plain = saliency_maps(model, variables, features, label, cam=cam)
+    signed = saliency_maps(model, variables, features, label, against=jnp.maximum(second, 0), cam=cam)
+    return owed, jnp.where((second >= 0)[:, None, None], signed, plain)
+
+
+def path(model, variables, seen: Seen, start: np.ndarray) -> np.ndarray:
+    """Integrated gradients from images `start` to those seen, by midpoints: float64 `[n, H, W]`."""
+    start, end = (np.asarray(each, np.float32) for each in (start, seen.images))
+    total = np.zeros(end.shape)
+    for place in (np.arange(POINTS, dtype=np.float32) + 0.5) / POINTS:
+        total += fetch(slope(model, variables, start + place * (end - start), seen.toward))
+    return (total * (end - start) / POINTS).sum(-1)
+
+
+def occluded(model, variables, seen: Seen, level: np.ndarray) -> np.ndarray:
+    """By how much patches of the level lower the weighted logits, each pixel's mean over its patches: `[n, H, W]`."""
+    side = seen.images.shape[1]
+    before = (fetch(logits_of(model, variables, seen.images)) * seen.toward).sum(-1)
+    drops, covered = np.zeros(seen.images.shape[:3]), np.zeros((side, side))
+    for row in range(0, side - PATCH + 1, PATCH_STRIDE):
+        for column in range(0, side - PATCH + 1, PATCH_STRIDE):
+            inside = np.s_[row : row + PATCH, column : column + PATCH]
+            images = seen.images.copy()
+            images[:, *inside] = level[:, *inside]
+            after = (fetch(logits_of(model, variables, images)) * seen.toward).sum(-1)
+            drops[:, *inside] += (before - after)[:, None, None]
+            covered[inside] += 1
+    return drops / covered
+
+
+def in_boxes(values: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Sums of pixel values `[n, H, W]` over the items' boxes: `[n, 5]`."""
+    reach = np.arange(parts.BOX)
+    rows, columns = (corners[..., axis, None] + reach for axis in (0, 1))
+    image = np.arange(len(values))[:, None, None, None]
+    return values[image, rows[..., :, None], columns[..., None, :]].sum((-1, -2))
+
+
+def nearest(run: Run, seen: Seen) -> np.ndarray:
+    """The item whose centre is nearest to each location, -1 for none within `NEAR`: int `[n, h, w]`."""
+    middles = seen.corners[:, :, None, None] + (parts.BOX - 1) / 2
+    away = np.sqrt(((location_centres(run.model.places, run.model.feature_shape[:2]) - middles) ** 2).sum(-1))
+    return np.where(away.min(1) <= NEAR, away.argmin(1), -1)
+
+
+def standing(run: Run, seen: Seen, num_prototypes: int) -> np.ndarray:
+    """Which item each prototype stands on in each image: bool `[n, K, 5]`."""
+    centres = location_centres(run.model.places, run.model.feature_shape[:2])
+    grown = np.array([span.stride for span in run.model.places]) / 2
+    low = seen.corners[:, :, None, None] - grown
+    inside = ((centres >= low) & (centres <= low + 2 * grown + parts.BOX - 1)).all(-1)
+    members = np.eye(num_prototypes)[seen.assignments]
+    shared, counts = np.einsum("nhwk,njhw->nkj", members, inside), members.sum((1, 2))
+    most = shared == shared.max(-1, keepdims=True)
+    return most & (shared > 0) & (2 * shared >= counts[..., None])
+
+
+def claims_of(run: Run, variables, seen: Seen, label: np.ndarray, second: np.ndarray, ground: np.ndarray) -> dict:
+    """Every claim `[n, 5]`, by its name; `ground` are the scenes without items."""
+    from scipy.ndimage import median_filter
+
+    model, k = run.model, run.config.explain.num_prototypes
+    features = batch_features(model, variables, seen.images)
+    owed, map_ = fetch(maps_of(model, variables, features, seen.toward, label, second, run.config.explain.cam))
+    members, on = np.eye(k)[seen.assignments], standing(run, seen, k)
+    by_prototype, brightness = (np.einsum("nhwk,nhw->nk", members, each) for each in (owed, map_))
+    brightness /= np.maximum(members.sum((1, 2)), 1)
+    items = nearest(run, seen)
+    level = np.broadcast_to(np.median(seen.images, axis=(1, 2), keepdims=True), seen.images.shape)
+    around = median_filter(seen.images, (1, AROUND, AROUND, 1))
+    slopes = fetch(slope(model, variables, np.float32(seen.images), seen.toward))
+    boxed = {
+        "path, level": path(model, variables, seen, level),
+        "path, around": path(model, variables, seen, around),
+        "path, true ground": path(model, variables, seen, ground),
+        "path, black": path(model, variables, seen, np.zeros_like(seen.images)),
+        "occlusion": occluded(model, variables, seen, level),
+        "gradient": (slopes * seen.images).sum(-1),
+        "ink": ink(seen.images),
+    }
+    found = {
+        "contributions": np.einsum("nk,nkj->nj", by_prototype, on),
+        "locations": np.stack([np.where(items == item, owed, 0).sum((1, 2)) for item in range(parts.ITEMS)], 1),
+        "intensity": np.einsum("nk,nkj->nj", brightness, on),
+    }
+    found |= {name: in_boxes(values, seen.corners) for name, values in boxed.items()}
+    return found | {"random": np.random.default_rng(0).normal(size=found["ink"].shape)}
+
+
+def figures(claim: np.ndarray, drop: np.ndarray) -> dict[str, float]:
+    """How well claims `[n, 5]` foresee drops `[n, 5]`: see `truth.md`."""
+    own, foreign = np.s_[:, :3], parts.FOREIGN_ITEM
+    return {
+        "pooled": trust.spearman(claim.ravel(), drop.ravel()),
+        "class_parts": float(np.mean([trust.spearman(*pair) for pair in zip(claim[own], drop[own], strict=True)])),
+        "r2": trust.r_squared(claim.ravel(), drop.ravel()),
+        "foreign_sign": float((np.sign(claim[:, foreign]) == np.sign(drop[:, foreign])).mean()),
+    }
+
+
+def measure(network: str, seed: int, epochs: int, folder: pathlib.Path) -> dict:
+    """The figures of one network, for the logit and for the margin."""
+    run = made(network, seed, epochs, folder)
+    variables, prototypes = run.variables(run.steps[-1]), run.arrays("prototypes")
+    scenes = parts.scenes("test", seed, IMAGES)
+    images, ground = parts.draw(scenes), parts.draw(scenes._replace(kinds=np.full_like(scenes.kinds, -1)))
+    before = fetch(logits_of(run.model, variables, images))
+    after = [
+        fetch(logits_of(run.model, variables, parts.draw(parts.without(scenes, item)))) for item in range(parts.ITEMS)
+    ]
+    drops = before - np.array(after)
+    pca = Pca(*(prototypes[name] for name in Pca._fields))
+    features = batch_features(run.model, variables, images)
+    places = fetch(assign_locations(pca, prototypes["centroids"], features))
+    label, m = scenes.labels, before.shape[1]
+    second = np.where(np.eye(m, dtype=bool)[label], -np.inf, before).argmax(1)
+    accuracy = [line["accuracy"] for line in run.metrics if line["split"] == "test"][-1]
+    found = {"network": network, "seed": seed, "epochs": epochs, "images": IMAGES, "accuracy": accuracy}
+    for target in TARGETS:
+        toward = np.eye(m, dtype=np.float32)[label] - (target == "margin") * np.eye(m, dtype=np.float32)[second]
+        seen = Seen(images, scenes.corners, toward, places)
+        against = second if target == "margin" else np.full_like(second, -1)
+        drop = np.einsum("jnm,nm->nj", drops, toward)
+        claims = claims_of(run, variables, seen, label, against, ground)
+        found[target] = {name: figures(claim, drop) for name, claim in claims.items()}
+    return found

@@ -1,0 +1,94 @@
+"""Tables in Markdown of what `truth.py` has measured."""
+
+import collections
+import statistics
+
+
+def rows_of(header: list[str], rows: list[list]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def listed(values) -> str:
+    """Values with commas, a dash for what there is not."""
+    return ", ".join("–" if each is None else f"{each:g}" for each in values)
+
+
+def cues(done: dict) -> str:
+    """The table of `cues`: a row for each planted set and strength, its seeds in order."""
+    groups = collections.defaultdict(list)
+    for each in done.values():
+        groups[each["sizes"]["name"], each["plant"], each["strength"]].append(each)
+    twins = {(each["sizes"]["name"], each["seed"]): each for each in done.values() if each["plant"] == "twin"}
+    header = [
+        *("data, cue", "runs", "unbiased accuracy, %", "less the twin's, points", "first is the cue's"),
+        *("class right", "rank by evidence", "by uncertainty", "by exclusivity"),
+        *("purity", "recall", "alarm with audit", "alarm without", "top over median"),
+    ]
+    rows = []
+    for (name, plant, strength), each in groups.items():
+        title = f"{name}, {plant}" + (f" {strength:g}" if strength else "")
+        count, top = len(each), listed(round(run["top_over_median"], 1) for run in each)
+        if plant == "twin":
+            accuracy = listed(round(100 * run["accuracy"]["test"], 1) for run in each)
+            alarms = [sum(run["alarms"][kind] > 0 for run in each) for kind in ("audit", "evidence")]
+            told = [f"{alarm} of {count} false" for alarm in alarms]
+            rows.append([title, count, f"{accuracy} (test)", *["–"] * 8, *told, top])
+            continue
+        accuracy = [100 * run["accuracy"]["unbiased"] for run in each]
+        less = [
+            value - 100 * twins[name, run["seed"]]["accuracy"]["test"]
+            for value, run in zip(accuracy, each, strict=True)
+            if (name, run["seed"]) in twins
+        ]
+        hits = [sum(run["alarm_hits"][kind] for run in each) for kind in ("audit", "evidence")]
+        right = [run["class_right"] for run in each if run["class_right"] is not None]
+        rows.append(
+            [
+                title,
+                count,
+                listed(round(value, 1) for value in accuracy),
+                listed(round(value, 1) for value in less),
+                f"{sum(run['first_is_cue'] for run in each)} of {count}",
+                f"{sum(right)} of {len(right)}",
+                *(listed(run["ranks"][score] for run in each) for score in ("evidence", "uncertainty", "exclusivity")),
+                median_of(each, "best_purity"),
+                median_of(each, "best_recall"),
+                *(f"{hit} of {count}" for hit in hits),
+                top,
+            ]
+        )
+    return rows_of(header, rows)
+
+
+def median_of(runs: list[dict], key: str) -> str:
+    """The median of a figure over the runs that have it."""
+    values = [run[key] for run in runs if run[key] is not None]
+    return f"{statistics.median(values):.2f}" if values else "–"
+
+
+def parts(done: dict) -> str:
+    """The tables of `parts`: for each network and target a row a claim, its mean over seeds and the range."""
+    texts, columns = [], {"pooled": "pooled", "class_parts": "class parts", "r2": "R2", "foreign_sign": "foreign sign"}
+    for network in dict.fromkeys(each["network"] for each in done.values()):
+        runs = [each for each in done.values() if each["network"] == network]
+        accuracy = listed(round(100 * run["accuracy"], 1) for run in runs)
+        seeds = listed(run["seed"] for run in runs)
+        for target in ("logit", "margin"):
+            texts.append(f"{network}, seeds {seeds}, test accuracy {accuracy} %, drop of the {target}:\n")
+            rows = [
+                [claim, *(spread(run[target][claim][column] for run in runs) for column in columns)]
+                for claim in runs[0][target]
+            ]
+            texts += [rows_of(["claim", *columns.values()], rows), ""]
+    return "\n".join(texts).rstrip()
+
+
+def spread(values) -> str:
+    """The mean, and the least and the most."""
+    values = list(values)
+    return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+TABLES = {"cues": cues, "parts": parts}
