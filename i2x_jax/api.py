@@ -31,7 +31,7 @@ from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline.adopt import Checkpoint, adopt, survey
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.promises import check_promises
-from i2x_jax.results.files import CHECKPOINTS, STEPS
+from i2x_jax.results.files import CHECKPOINTS, steps_of
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import foreign_items, restore_foreign
 
@@ -103,6 +103,8 @@ def explain(
     dataset: Dataset,
     config: Config | Mapping[str, Any] | None = None,
     workdir: str | os.PathLike | None = None,
+    *,
+    trust: bool = False,
     **held_out: Unpack[HeldOut],
 ) -> Run:
     """Explains how a network learned to decide, from its checkpoints.
@@ -123,6 +125,7 @@ def explain(
         images that the network is shown here: it should have been trained on such images (`data.planted.plant`).
       workdir: the run directory, new or of the same call: what is finished is not done again, and a call that was
         stopped goes on. None for a temporary one, which is deleted when the `Run` is no longer held.
+      trust: whether it is measured how far the explanation can be trusted (DESIGN 2.14); of a finished run too.
       **held_out: `validation`, `test`, `audit` and `unbiased` (see `HeldOut`), which the network was not trained on.
         Without a validation set the share `data.validation` of `dataset` is held out, stratified by class: if the
         network has seen those, it will seem to tell classes apart sooner than it did. Without a test set the same
@@ -139,6 +142,7 @@ def explain(
       InputError: something that was given cannot be used; one line says what, and how to mend it. A directory that did
         not exist is not left behind.
     """
+    _check_switches(trust=trust)
     settings = _settings(config)
     splits = _splits(dataset, held_out, settings, "explain")
     given = _checkpoints(checkpoints)
@@ -153,15 +157,18 @@ def explain(
     if isinstance(model, OwnModel):
         own = _placed(own, given[-1].load(), splits.train, model.receptive_field)
     with _folder(workdir, lambda path: RunDirectory(path).complete("train")) as (path, temporary):
-        run = _adopted(path, settings, splits, given, digest, own, like)
+        run = _adopted(path, (settings, splits, own, like), given, digest, trust)
     if temporary:
         weakref.finalize(run, shutil.rmtree, path, ignore_errors=True)
     return run
 
 
-def _adopted(path, settings, splits, given, digest, own, like):
+def _adopted(path, explained, given, digest, trust):
     """The run of checkpoints that were handed over, made as far as it is not there."""
-    makers = {step: pipeline.MAKERS[step] for step, (stage, _) in STEPS.items() if stage in ("explain", "report")}
+    settings, splits, own, like = explained
+    stages = ("explain", "report", *(["trust"] if trust else []))
+    wanted = [step for step in pipeline.needed_steps(stages) if step in steps_of(stages)]
+    makers = {step: pipeline.MAKERS[step] for step in wanted}
     directory = RunDirectory(path, is_main(), barrier)
     with directory.locked():
         directory.check_config(settings)
@@ -180,6 +187,7 @@ def train(
     workdir: str | os.PathLike[str] | None = None,
     *,
     refine: bool = False,
+    trust: bool = False,
     **held_out: Unpack[HeldOut],
 ) -> Run:
     """Trains a network of this project on images of one's own, and explains how it learned to decide.
@@ -194,6 +202,7 @@ def train(
       workdir: as in `explain`; a training that was stopped goes on from its last checkpoint.
       **held_out: as in `explain`.
       refine: fine-tune as well, with the controls (DESIGN 2.9). A run that was made without it is completed.
+      trust: as in `explain`.
 
     Returns:
       The run, with report.html in its directory; rows are as in `explain`.
@@ -218,10 +227,10 @@ def train(
             f"config key model.name is {OWN!r}; allowed: a network of this project; for one of your own call "
             "i2x_jax.explain"
         )
-    if not isinstance(refine, bool):
-        raise InputError(f"refine is {refine!r}; allowed: True or False; set refine")
+    _check_switches(refine=refine, trust=trust)
     splits = _splits(dataset, held_out, settings, "train")
-    steps = [step for step in STEPS if refine or step != "refine"]
+    stages = ("train", "explain", "report", *(["refine"] if refine else []), *(["trust"] if trust else []))
+    steps = [step for step in pipeline.needed_steps(stages) if step in steps_of(stages)]
     with _folder(workdir, lambda path: (path / CHECKPOINTS).exists()) as (path, temporary):
         directory = RunDirectory(path, is_main(), barrier)
         directory.quiet = True
@@ -229,6 +238,12 @@ def train(
     if temporary:
         weakref.finalize(run, shutil.rmtree, path, ignore_errors=True)
     return run
+
+
+def _check_switches(**given):
+    for name, value in given.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}; allowed: True or False; set {name}")
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Trains a classifier, explains how it learned to decide, and refines it by what the explanation found.
 
-Stages: train, explain, refine, report; all by default. A stage that needs an earlier one runs it; what is finished is
+Stages: train, explain, refine, report, all of them by default, and trust: how far the explanation of a run can be
+trusted, in trust.json and in its report. A stage that needs an earlier one runs it; what is finished is
 not done again, and a run that was stopped goes on with the same command. A full run ends with report.html in the run
 directory; where that will be is said at the start.
 
@@ -37,7 +38,7 @@ from absl import flags, logging
 from i2x_jax import config as config_lib
 from i2x_jax.config import OWN, Config, InputError, from_config_dict, printable
 from i2x_jax.devices.host_memory import keep_freed_memory
-from i2x_jax.results.files import CONFIG, STAGES, read_header, steps_of
+from i2x_jax.results.files import ASKED_STAGES, CONFIG, STAGES, read_header, steps_of
 from i2x_jax.streams import check_surroundings, drop_output, say
 
 NAME = "i2x-jax"
@@ -54,7 +55,9 @@ _CONFIG = flags.DEFINE_string("config", None, "A Python file with get_config(), 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "The run directory. Default: runs/<name of the config file, or else of the data set>."
 )
-_STAGE = flags.DEFINE_multi_enum("stage", list(STAGES), list(STAGES), "What to do; may be given several times.")
+_STAGE = flags.DEFINE_multi_enum(
+    "stage", list(STAGES), [*STAGES, *ASKED_STAGES], "What to do; may be given several times. Default: all but trust."
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets are. Default: $TFDS_DATA_DIR.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the metrics as TensorBoard events too (tensorboardX).")
 _LIST_TAPS = flags.DEFINE_bool("list_taps", False, "Print where the network can be cut, with map sizes, and end.")
@@ -360,7 +363,7 @@ def run(
     Args:
       config: all settings.
       workdir: the run directory.
-      stages: of `results.files.STAGES`.
+      stages: of `results.files.STAGES` and `ASKED_STAGES`.
       data_dir: where prepared data sets are.
       processes: the arguments of `mesh.start`, for a run of several.
       events: write the metrics as TensorBoard events too.
@@ -382,7 +385,7 @@ def run(
         if config.model.name == OWN:
             raise InputError(
                 f"{directory.path} explains a model and images of your own, which it does not hold; allowed: a run of "
-                "this program; call i2x_jax.explain again"
+                "this program; call i2x_jax.explain again, with what is asked for (trust=True)"
             )
         if not run_stages(config, workdir, stages, data_dir, processes, events, quiet, programs):
             return

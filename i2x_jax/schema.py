@@ -76,7 +76,7 @@ def check_json(value: Any, schema: str) -> None:
 
     Args:
       value: what `strict_json` returned.
-      schema: config, explanation, metrics, refine_seed or refinement.
+      schema: config, explanation, metrics, refine_seed, refinement or trust.
     """
     _checker(schema)(value)
 

@@ -1,8 +1,14 @@
 """Taking the places of a prototype out of an image's pixels, and what may be put there instead (DESIGN 2.14)."""
 
+import functools
+
+import jax
 import numpy as np
 
+from i2x_jax.devices.compilation import jit
 from i2x_jax.evidence.geometry import cell_edges
+from i2x_jax.evidence.saliency import contributions, saliency_maps
+from i2x_jax.models.model import Model, Variables
 from i2x_jax.models.places import Places
 
 # What is put where something is taken away: nothing, the mean colour, the image itself blurred, another image.
@@ -77,3 +83,30 @@ def by_prototype(values: np.ndarray, of: np.ndarray, num_prototypes: int) -> np.
     cells = of.reshape(n, -1) + num_prototypes * np.arange(n)[:, None]
     sums = np.bincount(cells.ravel(), np.asarray(values, np.float64).ravel(), n * num_prototypes)
     return sums.reshape(n, num_prototypes)
+
+
+@functools.partial(jit, inference=True, static_argnames="model")
+def logits_of(model: Model, variables: Variables, features: jax.Array) -> jax.Array:
+    """Logits float32 `[B, M]` of features, jitted."""
+    with jax.default_matmul_precision("highest"):
+        return model.head(variables, features)
+
+
+@functools.partial(jit, inference=True, static_argnames=("model", "cam"))
+def owed(
+    model: Model, variables: Variables, features: jax.Array, kept: jax.Array, cam: str
+) -> tuple[jax.Array, jax.Array]:
+    """What the logits of some classes owe to each location, and saliency of the first of them.
+
+    Args:
+      model: the classifier.
+      variables: of it.
+      features: `[B, h, w, d]`.
+      kept: int `[B, R]`, the classes.
+      cam: one of `saliency.RULES`.
+
+    Returns:
+      `[B, h, w, R]` and `[B, h, w]`, in logits.
+    """
+    maps = saliency_maps(model, variables, features, kept[:, 0], cam=cam)
+    return contributions(model, variables, features, kept), maps

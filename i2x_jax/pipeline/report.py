@@ -8,6 +8,7 @@ from i2x_jax.evidence.geometry import crop_size
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.report import charts, content, gallery, ledgers, page
 from i2x_jax.report.examples import choose_images
+from i2x_jax.results import findings
 from i2x_jax.results.files import REPORT
 from i2x_jax.results.opened_run import Run
 
@@ -94,6 +95,7 @@ def page_content(work: Run, first: list[dict], shown: dict) -> dict:
     }
     return {
         "first": {"rows": first} | content.first_look(work),
+        "trust": findings.trust(work.trust) if work.has_trust else [],
         "overview": overview,
         "learning": learning,
         "refinement": refinement,

@@ -28,7 +28,8 @@ from i2x_jax.pipeline.rank import rank_prototypes
 from i2x_jax.pipeline.refine import refine
 from i2x_jax.pipeline.report import write_report
 from i2x_jax.pipeline.train import checkpoint_steps, train
-from i2x_jax.results.files import CONFIG, REPORT, STEPS, TENSORBOARD, read_header, steps_of
+from i2x_jax.pipeline.trust import measure_trust
+from i2x_jax.results.files import ASKED, CONFIG, REPORT, STEPS, TENSORBOARD, read_header, steps_of
 from i2x_jax.results.opened_run import Run, dataset_of, model_of
 from i2x_jax.training import loop as training
 
@@ -41,6 +42,7 @@ MAKERS: dict[str, Callable[[RunDirectory, Run], None]] = {
     "contact_sheet": draw_contact_sheet,
     "refine": refine,
     "report": write_report,
+    "trust": measure_trust,
 }
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn")
 MAX_PROTOTYPES = np.iinfo(np.int16).max
@@ -59,7 +61,7 @@ def run(
     Args:
       config: all settings.
       workdir: the run directory, new or of the same config.
-      stages: of `results.files.STAGES`.
+      stages: of `results.files.STAGES` and `ASKED_STAGES`.
       data_dir: where prepared data sets are.
       events: write the metrics as TensorBoard events too.
       quiet: print nothing and show no progress bars.
@@ -71,8 +73,19 @@ def run(
         tensorboard.check_installed()
     directory = RunDirectory(workdir, is_main(), barrier, config.refine.name)
     directory.quiet = quiet
-    last = list(STEPS).index(steps_of(stages)[-1])
-    run_steps(config, directory, list(STEPS)[: last + 1], dataset_of(config, data_dir), directory.say, events)
+    run_steps(config, directory, needed_steps(stages), dataset_of(config, data_dir), directory.say, events)
+
+
+def needed_steps(stages: Iterable[str]) -> list[str]:
+    """The steps of some stages and all that they need, in order; what is asked for by name needs the explanation."""
+    named = steps_of(stages)
+    asked = [step for step in named if step in ASKED]
+    ordered = list(STEPS)
+    last = max(ordered.index(step) for step in ("contact_sheet" if each in ASKED else each for each in named))
+    steps = ordered[: last + 1]
+    # Before the report, which tells of it.
+    place = steps.index("report") if "report" in steps else len(steps)
+    return [*steps[:place], *asked, *steps[place:]]
 
 
 def run_steps(
@@ -88,7 +101,7 @@ def run_steps(
     Args:
       config: all settings.
       directory: new or of the same config.
-      steps: of `results.files.STEPS`; each needs what those before it make.
+      steps: of `results.files.STEPS` and `ASKED`; each needs what those before it make.
       splits: the data.
       say: told a line at the start, and one a step.
       events: write the metrics as TensorBoard events too.

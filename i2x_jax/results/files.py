@@ -21,7 +21,7 @@ CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tensorboard"
 LEDGER, ACCOUNT, RANKING = "ledger.npz", "account.npy", "ranking.npz"
 REFINEMENT, REFINEMENTS = "refinement.json", "refinements"
-CONTACT_SHEET, REPORT = "contact_sheet.png", "report.html"
+CONTACT_SHEET, REPORT, TRUST = "contact_sheet.png", "report.html", "trust.json"
 
 # The steps of a run in order: the stage each belongs to and the files it makes. A step whose files are all there is
 # complete, because files only ever get their names when they are.
@@ -42,18 +42,21 @@ STEPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "report": ("report", (REPORT,)),
 }
 STAGES = tuple(dict.fromkeys(stage for stage, _ in STEPS.values()))
+# What is made only when it is asked for by name, of a run that is explained; no step needs it.
+ASKED: dict[str, tuple[str, tuple[str, ...]]] = {"trust": ("trust", (TRUST,))}
+ASKED_STAGES = tuple(stage for stage, _ in ASKED.values())
 
 
 def steps_of(stages: Collection[str]) -> list[str]:
     """The steps of some stages, in order."""
-    return [step for step, (stage, _) in STEPS.items() if stage in stages]
+    return [step for step, (stage, _) in (STEPS | ASKED).items() if stage in stages]
 
 
 def files_of(step: str, refinement: str = "", ledger: bool = True) -> tuple[str, ...]:
     """The files that a step makes; those of the step `refine` depend on what the refinement is called."""
     if step == "refine":
         return (refinement_file(refinement),)
-    return tuple(name for name in STEPS[step][1] if ledger or name not in (LEDGER, ACCOUNT))
+    return tuple(name for name in (STEPS | ASKED)[step][1] if ledger or name not in (LEDGER, ACCOUNT))
 
 
 def refinement_file(name: str) -> str:

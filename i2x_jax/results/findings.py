@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,27 @@ NOISE_SHARE = 0.5
 LEAST_BOUND, BOUND_PER_LOGIT = 3e-6, 2e-7
 # Share of the logits' spread that a path may miss before the word "exact" is no longer used.
 MUCH_MISSED = 0.05
+# Of trust.json. Deletion holds where contributions are above what they must beat, beyond their interval, under so many
+# fills; randomised layers must leave less rank correlation than this; other starts of K-means agree by at least this
+# adjusted Rand index, by evidence. The last two are conventions, not measured limits.
+FILLS_WON, LEFT_AT_MOST, AGREE_AT_LEAST = 3, 0.5, 0.6
+TO_BEAT = ("ink", "area", "intensity", "random")
+
+
+class Verdict(NamedTuple):
+    """One of the checks of how far a run can be trusted.
+
+    Attributes:
+      what: was checked.
+      held: whether it held; None where it could not be measured.
+      figures: in few words.
+      sentence: what was found.
+    """
+
+    what: str
+    held: bool | None
+    figures: str
+    sentence: str
 
 
 def fidelity(explanation: Explanation) -> list[str]:
@@ -277,3 +299,74 @@ def _intervals(intervals: Sequence[Interval]) -> str:
     names = [f"{each.from_step}–{each.to_step}" for each in intervals]
     text = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
     return f"interval {text}" if len(names) == 1 else f"intervals {text}"
+
+
+def trust(found: Mapping) -> list[Verdict]:
+    """What of trust.json held and what fell short."""
+    return [_deletion(found), _randomisation(found["randomisation"]), _stability(found["stability"])]
+
+
+def _deletion(found):
+    fills = found["deletion"]
+    if not all(each["images"] for each in fills):
+        words = "no validation image has prototypes enough to put them in an order"
+        return Verdict("deletion", None, words, f"Deletion could not be measured: {words}.")
+    names = ", ".join(each["fill"] for each in fills)
+    won = [each for each in fills if all(each["above"][name]["low"] > 0 for name in TO_BEAT)]
+    own, ink, given = (
+        _means([of(each) for each in fills])
+        for of in (
+            lambda each: each["agreement"]["contribution"],
+            lambda each: each["agreement"]["ink"],
+            lambda each: each["given_ink"],
+        )
+    )
+    figures = f"contributions {own}, ink {ink}, above all others under {len(won)} of {len(fills)} fills"
+    return Verdict(
+        "deletion",
+        len(won) >= FILLS_WON,
+        figures,
+        f"With the pixels of one prototype filled ({names}), on {fills[0]['images']} validation images, the margin of "
+        "the predicted class falls in the order of the contributions to it by a rank correlation within an image of "
+        f"{own}; mere ink has {ink}, and what ink does not explain is {given}. Contributions are above "
+        f"{', '.join(TO_BEAT[:-1])} and {TO_BEAT[-1]}, each beyond its interval of 95 %, under {len(won)} of "
+        f"{len(fills)} fills.",
+    )
+
+
+def _means(intervals):
+    return " ".join("–" if each is None else f"{each['mean']:.2f}" for each in intervals)
+
+
+def _randomisation(stages):
+    first, last = stages[0], stages[-1]
+    figures = (
+        f"contributions {_means([each['contributions'] for each in stages])}, "
+        f"saliency {_means([each['maps'] for each in stages])}"
+    )
+    return Verdict(
+        "randomisation",
+        all(last[name]["high"] < LEFT_AT_MOST for name in ("contributions", "maps")),
+        figures,
+        f"With the last {first['layers']} to all {last['of']} layers randomised, in {len(stages)} stages, rank "
+        f"correlation with what they were before is {figures}. An explanation that stayed as it was would say nothing "
+        "of what was learned.",
+    )
+
+
+def _stability(found):
+    known = [each for each in found["rand_by_evidence"] if each is not None]
+    rand, weighted = (
+        " ".join("–" if each is None else f"{each:.2f}" for each in found[name])
+        for name in ("rand", "rand_by_evidence")
+    )
+    kept = " ".join(f"{min(each['overlaps']):.2f}" for each in found["first"]) or "–"
+    figures = f"adjusted Rand index {rand}, by evidence {weighted}; places of the first prototypes kept {kept}"
+    return Verdict(
+        "K-means starts",
+        min(known) >= AGREE_AT_LEAST if known else None,
+        figures,
+        f"Fitted from {found['starts']} other starts of K-means, prototypes agree with those of this run by an "
+        f"{figures} (overlap with the most similar one, the least of all starts). Where it is low, the number of a "
+        "prototype means little.",
+    )

@@ -35,6 +35,7 @@ from i2x_jax.results.files import (
     RANKING,
     REFINEMENT,
     REPORT,
+    TRUST,
     file_state,
     read,
     read_config,
@@ -229,6 +230,26 @@ class Run:
         places = {each.prototype: place for place, each in enumerate(self.ranking)} if self.has_ranking else {}
         ordered = sorted(self.explanation.prototypes, key=lambda each: places.get(each.id, len(places)))
         return [(each, self.ranking[places[each.id]] if each.id in places else None) for each in ordered]
+
+    @property
+    def has_trust(self) -> bool:
+        """Whether it was measured how far the explanation can be trusted, which is done when it is asked for."""
+        return (self.path / TRUST).exists()
+
+    @property
+    def trust(self) -> dict[str, Any]:
+        """How far the explanation can be trusted, as in trust.json (DESIGN 2.14).
+
+        Raises:
+          InputError: that was not measured.
+        """
+        if not self.has_trust:
+            own = "call i2x_jax.explain again, with trust=True"
+            raise InputError(
+                f"{self.path} has no {TRUST}: how far it can be trusted was not measured; allowed: a run of which it "
+                f"was; {own if OWN in (self.config.model.name, self.config.data.name) else 'add --stage=trust'}"
+            )
+        return read_json(self.path / TRUST, "trust")
 
     @functools.cached_property
     def refinement(self) -> dict[str, Any]:
@@ -651,7 +672,8 @@ class Run:
     def _told(self, pair):
         """What deserves a look, and how a pair was learned, as far as the run can tell."""
         look = summary.look_first(self.ranking, self.alarms) if self.has_ranking else None
-        return [each for each in (look, self._learned(pair)) if each is not None]
+        trusted = summary.trusted(findings.trust(self.trust)) if self.has_trust else None
+        return [each for each in (look, trusted, self._learned(pair)) if each is not None]
 
     def _learned(self, pair):
         """`summary.learning_story` of a pair, or of the most confused one; None without a ledger."""
@@ -691,6 +713,7 @@ class Run:
         return [
             *findings.fidelity(self.explanation),
             *findings.warnings(self.explanation, self.array("assignments").shape[1:], errors),
+            *((each.sentence for each in findings.trust(self.trust)) if self.has_trust else ()),
         ]
 
     def plot_prototype(self, prototype: int, n: int = 10, seed: int = 0) -> "Image.Image":

@@ -95,6 +95,17 @@ def look_first(ranking: Sequence[Ranked], alarms: Sequence[Alarm]) -> str:
     return "\n".join(lines)
 
 
+def trusted(verdicts: Sequence[tuple[str, bool | None, str, str]]) -> str:
+    """How far the run can be trusted, a line for each check.
+
+    Args:
+      verdicts: of `findings.trust`.
+    """
+    told = {True: "held", False: "fell short", None: "not measured"}
+    lines = [f"  {what:<15} {told[held]:<13} {figures}" for what, held, figures, _ in verdicts]
+    return "\n".join(["How far to trust this run (DESIGN 2.14)", *lines])
+
+
 def learning_story(
     names: tuple[str, str], steps: Sequence[int], gaps: Sequence[np.ndarray], entries: Sequence[PairEntry]
 ) -> str:
