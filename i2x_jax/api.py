@@ -31,6 +31,7 @@ from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline.adopt import Checkpoint, adopt, survey
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.promises import check_promises
+from i2x_jax.pipeline.trust import check_trustable
 from i2x_jax.results.files import CHECKPOINTS, steps_of
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import foreign_items, restore_foreign
@@ -150,6 +151,8 @@ def explain(
     own = _cut(model, like, splits.train, settings.model.allow_1x1)
     settings = _fitting(settings, config, own)
     pipeline.check_explainable(settings, splits, own)
+    if trust:
+        check_trustable(own)
     if isinstance(model, OwnModel):
         check_promises(own, given[-1].load(), splits.train.images)
     if own.linear_head:

@@ -16,6 +16,30 @@ from i2x_jax.schema import check_json, load_schema
 NAMES = sorted(path.name.partition(".")[0] for path in schema.SCHEMAS.glob("*.schema.json"))
 
 
+INTERVAL = {"mean": 0.5, "low": 0.4, "high": 0.6}
+TO_BEAT = ("intensity", "ink", "area", "random")
+TRUST = {
+    "images": 32,
+    "deletion": [
+        {
+            "fill": "black",
+            "agreement": dict.fromkeys(("contribution", *TO_BEAT), INTERVAL),
+            "above": dict.fromkeys(TO_BEAT, INTERVAL),
+            "given_ink": None,
+            "images": 30,
+        }
+    ],
+    "randomisation": [{"layers": 1, "of": 5, "contributions": INTERVAL, "maps": INTERVAL}],
+    "stability": {
+        "starts": 1,
+        "images": 100,
+        "rand": [0.8],
+        "rand_by_evidence": [None],
+        "first": [{"prototype": 3, "overlaps": [0.9]}],
+    },
+}
+
+
 @pytest.fixture
 def files(finished):
     """A valid value for each schema."""
@@ -25,7 +49,7 @@ def files(finished):
     before = read["refinement"]["before"]
     seed = {"settings": to_dict(Config())["refine"], "outcomes": {"full": before}}
     line = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
-    return read | {"metrics": line, "refine_seed": seed}
+    return read | {"metrics": line, "refine_seed": seed, "trust": TRUST}
 
 
 # What stands in for a value: of each type, at and beyond the limits that schemas set.

@@ -28,7 +28,7 @@ from i2x_jax.pipeline.rank import rank_prototypes
 from i2x_jax.pipeline.refine import refine
 from i2x_jax.pipeline.report import write_report
 from i2x_jax.pipeline.train import checkpoint_steps, train
-from i2x_jax.pipeline.trust import measure_trust
+from i2x_jax.pipeline.trust import check_trustable, measure_trust
 from i2x_jax.results.files import ASKED, CONFIG, REPORT, STEPS, TENSORBOARD, read_header, steps_of
 from i2x_jax.results.opened_run import Run, dataset_of, model_of
 from i2x_jax.training import loop as training
@@ -114,6 +114,8 @@ def run_steps(
     """
     model = model_of(config, splits.train)
     check_feasible(config, splits, model)
+    if "trust" in steps:
+        check_trustable(model)
     if events:
         directory.open_events = event_file_of(directory, config, splits)
     # Once training is done, the weights that it started from are not needed any more.

@@ -12,6 +12,7 @@ from i2x_jax.evidence.measuring import assign_locations, batch_features
 from i2x_jax.evidence.randomising import layers_of, randomised
 from i2x_jax.explanation import trust
 from i2x_jax.explanation.ranking import FIRST, order
+from i2x_jax.models.model import Model
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.prototypes import cluster, locations_wanted, reduce_features, sample_of, sampled_features
 from i2x_jax.pipeline.report import write_report
@@ -45,16 +46,7 @@ class Looked(NamedTuple):
 
 
 def measure_trust(directory: RunDirectory, work: Run) -> None:
-    """trust.json, and with it report.html anew where there is one.
-
-    Raises:
-      InputError: a feature map of a single location: nothing in an image can be ranked.
-    """
-    if work.model.feature_shape[0] * work.model.feature_shape[1] == 1:
-        raise InputError(
-            f"the feature map of {work.path} is 1x1, so that no part of an image can be held against another; allowed: "
-            "at least two locations; use an earlier model.tap or larger images in another workdir"
-        )
+    """trust.json, and with it report.html anew where there is one. It needs what `check_trustable` asks for."""
     variables, dataset = replicate(work.variables(work.steps[-1])), looked_at(work.splits.validation, images_of(work))
     with directory.progress_bar("trust", 2 + len(deletion.FILLS) + STAGES + STARTS, "part") as bar:
         seen = look(work, variables, dataset)
@@ -74,6 +66,15 @@ def measure_trust(directory: RunDirectory, work: Run) -> None:
     directory.barrier("trust written")
     if renewed:
         write_report(directory, work)
+
+
+def check_trustable(model: Model) -> None:
+    """Raises `InputError` for a feature map of a single location: nothing in an image can be ranked."""
+    if model.feature_shape[:2] == (1, 1):
+        raise InputError(
+            "the feature map is 1x1, so that no part of an image can be held against another to see how far the "
+            "explanation can be trusted; allowed: at least two locations; leave trust out, or cut the network earlier"
+        )
 
 
 def images_of(work: Run) -> int:
