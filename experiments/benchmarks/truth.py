@@ -39,7 +39,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets are.
 _DATA = flags.DEFINE_string("data", "mnist", "The data set that cues are planted into.")
 _TRAIN = flags.DEFINE_integer("train", 4000, "Images to train on.", lower_bound=500)
 _HELD = flags.DEFINE_integer("held", 2000, "Validation images, and test images.", lower_bound=100)
-_EPOCHS = flags.DEFINE_integer("epochs", 5, "Passes over the training images.", lower_bound=1)
+_EPOCHS = flags.DEFINE_integer("epochs", 5, "Passes over the training images; of parts 8.", lower_bound=1)
 _PLANTS = flags.DEFINE_list("plants", [*cues.PLANTS, cues.TWIN], "Planted sets, and 'twin' for none.")
 _STRENGTHS = flags.DEFINE_list("strengths", ["0.98"], "How surely cues go with their class.")
 _NETWORKS = flags.DEFINE_multi_enum("network", list(parts.NETWORKS), list(parts.NETWORKS), "Networks that see parts.")
@@ -77,7 +77,7 @@ def cue_cases(folder: pathlib.Path, data_dir: str | None) -> dict:
 def part_cases(folder: pathlib.Path, data_dir: str | None) -> dict:
     """What measures each case of `parts`, by its name."""
     del data_dir
-    epochs = _EPOCHS.value
+    epochs = _EPOCHS.value if flags.FLAGS["epochs"].present else parts.EPOCHS
 
     def case(network, seed):
         return parts.measure(network, seed, epochs, folder / f"parts-{network}-{seed}")

@@ -41,13 +41,15 @@ NETWORKS = {
     "cnn": {"name": "cnn", "width": 24},
     "resnet20": {"name": "resnet20", "width": 8},
 }
-IMAGES = 200
+IMAGES = 150
 STEPS = ("train", "prototypes")
-POINTS = 32  # of a path
+EPOCHS = 8
+POINTS = 16  # of a path
 AROUND = 15  # side of the window whose median is the level around a pixel
 NEAR = 8.0
 PATCH, PATCH_STRIDE = 8, 4
 TARGETS = ("logit", "margin")
+NO_LOGITS = ("ink", "random")
 
 
 class Seen(NamedTuple):
@@ -185,16 +187,29 @@ def claims_of(run: Run, variables, seen: Seen, label: np.ndarray, second: np.nda
         "intensity": np.einsum("nk,nkj->nj", brightness, on),
     }
     found |= {name: in_boxes(values, seen.corners) for name, values in boxed.items()}
+    # Each pixel has the drop of whole patches: their mean, not their sum.
+    found["occlusion"] /= parts.BOX**2
     return found | {"random": np.random.default_rng(0).normal(size=found["ink"].shape)}
 
 
-def figures(claim: np.ndarray, drop: np.ndarray) -> dict[str, float]:
-    """How well claims `[n, 5]` foresee drops `[n, 5]`: see `truth.md`."""
+def figures(claim: np.ndarray, drop: np.ndarray, logits: bool = True) -> dict[str, float | None]:
+    """How well claims foresee drops.
+
+    Args:
+      claim: `[n, 5]`, an item each.
+      drop: `[n, 5]`.
+      logits: whether claims are numbers of logits, and can be held against drops as such.
+
+    Returns:
+      `pooled`, the rank correlation over all items of all images; `class_parts`, that over the three parts of the class
+      within an image, its mean over images; `r2` of the numbers as they stand, over all items, None where claims are
+      no logits; and `foreign_sign`, in what share of the images the sign of the foreign part is right.
+    """
     own, foreign = np.s_[:, :3], parts.FOREIGN_ITEM
     return {
         "pooled": trust.spearman(claim.ravel(), drop.ravel()),
         "class_parts": float(np.mean([trust.spearman(*pair) for pair in zip(claim[own], drop[own], strict=True)])),
-        "r2": trust.r_squared(claim.ravel(), drop.ravel()),
+        "r2": trust.r_squared(claim.ravel(), drop.ravel()) if logits else None,
         "foreign_sign": float((np.sign(claim[:, foreign]) == np.sign(drop[:, foreign])).mean()),
     }
 
@@ -223,5 +238,5 @@ def measure(network: str, seed: int, epochs: int, folder: pathlib.Path) -> dict:
         against = second if target == "margin" else np.full_like(second, -1)
         drop = np.einsum("jnm,nm->nj", drops, toward)
         claims = claims_of(run, variables, seen, label, against, ground)
-        found[target] = {name: figures(claim, drop) for name, claim in claims.items()}
+        found[target] = {name: figures(claim, drop, name not in NO_LOGITS) for name, claim in claims.items()}
     return found

@@ -88,6 +88,8 @@ def parts(done: dict) -> str:
 def spread(values) -> str:
     """The mean, and the least and the most."""
     values = list(values)
+    if None in values:
+        return "–"
     return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
