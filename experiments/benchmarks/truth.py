@@ -26,6 +26,7 @@ from absl import app, flags, logging
 
 from experiments.benchmarks import truth_cues as cues
 from experiments.benchmarks import truth_parts as parts
+from experiments.benchmarks import truth_runs as runs
 from experiments.benchmarks import truth_tables as tables
 from i2x_jax.config import InputError
 from i2x_jax.devices.compilation import keep_programs
@@ -74,6 +75,20 @@ def cue_cases(folder: pathlib.Path, data_dir: str | None) -> dict:
     return found
 
 
+def run_cases(folder: pathlib.Path, data_dir: str | None) -> dict:
+    """What measures each case of `runs`, by its name; the runs are the twins of `cues`."""
+    sizes = cues.Sizes(_DATA.value, _TRAIN.value, _HELD.value, _EPOCHS.value)
+
+    def case(seed):
+        config = cues.config_of(sizes, cues.TWIN, 0.0, seed)
+        splits = cues.splits_of(config, sizes, data_dir)
+        figures = runs.measure(config, splits, folder / f"{sizes.name}-{cues.TWIN}-0.0-{seed}")
+        return {"seed": seed, "sizes": sizes._asdict()} | figures
+
+    seeds = numbers(_SEEDS.value, int, "seeds")
+    return {f"{sizes.name} {seed}": lambda *_, seed=seed: case(seed) for seed in seeds}
+
+
 def part_cases(folder: pathlib.Path, data_dir: str | None) -> dict:
     """What measures each case of `parts`, by its name."""
     del data_dir
@@ -97,7 +112,7 @@ def main(_):
     keep_programs("default")
     data_dir = _DATA_DIR.value or os.environ.get("TFDS_DATA_DIR")
     measure = _MEASURE.value
-    cases = {"cues": cue_cases, "parts": part_cases}[measure](folder, data_dir)
+    cases = {"cues": cue_cases, "parts": part_cases, "runs": run_cases}[measure](folder, data_dir)
     path = folder / f"{measure}.json"
     done = json.loads(path.read_text()) if path.exists() else {}
     for name, work in cases.items():

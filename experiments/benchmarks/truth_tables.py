@@ -93,4 +93,47 @@ def spread(values) -> str:
     return f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-TABLES = {"cues": cues, "parts": parts}
+def runs(done: dict) -> str:
+    """The tables of `runs`: deletion by fill, what is left under other weights, and other starts of K-means."""
+    texts = []
+    for each in done.values():
+        name = f"{each['sizes']['name']}, seed {each['seed']}, test accuracy {100 * each['accuracy']:.1f} %"
+        claims = list(each["deletion"][0]["agreement"])
+        rows = [
+            [
+                fill["fill"],
+                fill["images"],
+                *(between(fill["agreement"][claim]) for claim in claims),
+                between(fill["given_ink"]),
+                *(between(fill["above"][claim]) for claim in ("ink", "intensity")),
+            ]
+            for fill in each["deletion"]
+        ]
+        header = ["fill", "images", *claims, "contribution given ink", "less ink", "less intensity"]
+        texts += [f"{name}: deletion in the pixels\n", rows_of(header, rows), ""]
+        rows = [
+            [f"{stage['layers']} of {stage['of']} layers", between(stage["contributions"]), between(stage["maps"])]
+            for stage in each["randomisation"]
+        ]
+        rows.append(["untrained", *(between(each["untrained"][kind]) for kind in ("contributions", "maps"))])
+        texts += [
+            f"{name}: what is left under other weights\n",
+            rows_of(["weights", "contributions", "saliency"], rows),
+            "",
+        ]
+        stable = each["stability"]
+        kept = listed(round(min(first["overlaps"]), 2) for first in stable["first"])
+        texts += [
+            f"{name}: other starts of K-means: adjusted Rand index {listed(round(v, 2) for v in stable['rand'])}, by "
+            f"evidence {listed(round(v, 2) for v in stable['rand_by_evidence'])}; places of the first five kept {kept}",
+            "",
+        ]
+    return "\n".join(texts).rstrip()
+
+
+def between(interval: dict | None) -> str:
+    """A mean and its interval."""
+    return "–" if interval is None else f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+TABLES = {"cues": cues, "parts": parts, "runs": runs}
