@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Parts that an image must have for an order among them to mean anything, once what they have of ink is given too.
-LEAST_PARTS = 4
+# Parts that an image must have for an order among them to mean anything. Where a third thing is given, three would leave
+# nothing to vary.
+LEAST_PARTS, LEAST_GIVEN = 3, 4
 # Of the bootstrap over images.
 DRAWS, LEVEL = 1000, 0.95
 
@@ -117,7 +118,7 @@ def agreement(claims: np.ndarray, drops: np.ndarray, present: np.ndarray) -> np.
 
 
 def agreement_given(claims: np.ndarray, drops: np.ndarray, given: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """As `agreement`, of what a third `[n, K]` (ink, area) does not explain of either."""
-    rows = np.flatnonzero(present.sum(1) >= LEAST_PARTS)
+    """As `agreement`, of what a third `[n, K]` (ink, area) does not explain of either, from `LEAST_GIVEN` parts on."""
+    rows = np.flatnonzero(present.sum(1) >= LEAST_GIVEN)
     triples = ([each[i, present[i]] for each in (claims, drops, given)] for i in rows)
     return np.array([partial_spearman(*each) for each in triples])

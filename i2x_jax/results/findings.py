@@ -20,6 +20,7 @@ MUCH_MISSED = 0.05
 # fills; randomised layers must leave less rank correlation than this; other starts of K-means agree by at least this
 # adjusted Rand index, by evidence. The last two are conventions, not measured limits.
 FILLS_WON, LEFT_AT_MOST, AGREE_AT_LEAST = 3, 0.5, 0.6
+LEAST_IMAGES = 20  # fewer are no ground for a verdict
 TO_BEAT = ("ink", "area", "intensity", "random")
 
 
@@ -308,8 +309,8 @@ def trust(found: Mapping) -> list[Verdict]:
 
 def _deletion(found):
     fills = found["deletion"]
-    if not all(each["images"] for each in fills):
-        words = "no validation image has prototypes enough to put them in an order"
+    if any(each["images"] < LEAST_IMAGES for each in fills):
+        words = f"{fills[0]['images']} validation images have prototypes enough to put them in an order"
         return Verdict("deletion", None, words, f"Deletion could not be measured: {words}.")
     names = ", ".join(each["fill"] for each in fills)
     won = [each for each in fills if all(each["above"][name]["low"] > 0 for name in TO_BEAT)]
@@ -326,9 +327,9 @@ def _deletion(found):
         "deletion",
         len(won) >= FILLS_WON,
         figures,
-        f"With the pixels of one prototype filled ({names}), on {fills[0]['images']} validation images, the margin of "
-        "the predicted class falls in the order of the contributions to it by a rank correlation within an image of "
-        f"{own}; mere ink has {ink}, and what ink does not explain is {given}. Contributions are above "
+        f"With the pixels of one prototype filled ({names}, in this order), on {fills[0]['images']} validation images, "
+        "the margin of the predicted class falls in the order of the contributions to it by a rank correlation within "
+        f"an image of {own}; mere ink has {ink}, and what ink does not explain is {given}. Contributions are above "
         f"{', '.join(TO_BEAT[:-1])} and {TO_BEAT[-1]}, each beyond its interval of 95 %, under {len(won)} of "
         f"{len(fills)} fills.",
     )

@@ -131,7 +131,7 @@ def figures(**changed):
         "agreement": dict.fromkeys(("contribution", *findings.TO_BEAT), same),
         "above": dict.fromkeys(findings.TO_BEAT, same),
         "given_ink": same,
-        "images": 9,
+        "images": 90,
     }
     found = {
         "images": 9,
@@ -168,5 +168,5 @@ class TestVerdicts:
         assert self.held(stability=stability | {"rand_by_evidence": [None]})[2] is None
 
     def test_too_few_prototypes_are_no_verdict(self):
-        fills = [each | {"images": 0} for each in figures()["deletion"]]
+        fills = [each | {"images": 19} for each in figures()["deletion"]]
         assert self.held(deletion=fills)[0] is None
