@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Parts that an image must have for an order among them to mean anything. Where a third thing is given, three would leave
-# nothing to vary.
+# Parts that an image must have for an order among them to mean anything; where a third thing is given, three
+# would leave nothing to vary.
 LEAST_PARTS, LEAST_GIVEN = 3, 4
 # Of the bootstrap over images.
 DRAWS, LEVEL = 1000, 0.95
