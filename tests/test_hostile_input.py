@@ -68,7 +68,7 @@ FLAGS = {
     "a group for a value": (["--config.train=3"], "train is '3'", "set its members instead"),
     "zero": (["--config.train.batch_size=0"], "train.batch_size is 0", "at least 1"),
     "strategy": (["--config.refine.strategies=foo"], "refine.strategies is ('foo',)", "curated>full"),
-    "stage": (["--stage=draw"], "--stage=draw", "<train|explain|refine|report>"),
+    "stage": (["--stage=draw"], "--stage=draw", "<train|explain|refine|report|trust>"),
     "flag": (["--stages=train"], "'stages'", "Did you mean: stage"),
     "argument": (["runs/mine"], "'runs/mine'", "flags only"),
     "no config file": (["--config=missing.py"], "'missing.py'", "set --config"),
