@@ -32,5 +32,6 @@ def get_config():
     config.explain.num_prototypes = 32
     config.refine = ConfigDict()
     config.refine.seeds = 2
-    config.refine.strategies = ("full", "curated", "random")
+    config.refine.pick = "evidence"
+    config.refine.learning_rate = 1e-3
     return config

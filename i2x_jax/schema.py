@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from i2x_jax.config import STRATEGIES, RefineConfig, json_schema
+from i2x_jax.config import ACTIONS, CONTROLS, STRATEGIES, RefineConfig, json_schema
 
 SCHEMAS = pathlib.Path(__file__).parent / "results" / "schemas"
 # More digits are no number that a run could have written.
@@ -86,8 +86,9 @@ def load_schema(name: str) -> dict:
     rules = json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
     declared = {
         "config": json_schema(),
-        "refine": json_schema(RefineConfig),
-        "strategy_name": {"enum": list(STRATEGIES)},
+        # Settings that there were not yet when a table was written take their defaults.
+        "refine": json_schema(RefineConfig) | {"required": []},
+        "strategy_name": {"enum": [*STRATEGIES, *ACTIONS, *CONTROLS]},
     }
     return rules | {"$defs": rules.get("$defs", {}) | declared}
 
