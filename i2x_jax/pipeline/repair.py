@@ -23,6 +23,8 @@ from i2x_jax.training.checkpoints import Checkpoints
 
 # Accuracy on the audit images that a repair may cost; one that costs more is refused.
 MOST_LOST = 0.01
+# Share of the cue's mask that the mask of another prototype, the control, may cover.
+MOST_SHARED = 0.1
 # What `refine.phases=0` chooses between, and what is taken without audit images.
 PHASES, PHASES_UNSEEN = (1, 2), 2
 
@@ -32,14 +34,12 @@ class Cue(NamedTuple):
 
     Attributes:
       prototypes: their ids.
-      by: who chose them: 'person', 'evidence' or 'uncertain'.
       mask: 'pattern' or 'place'.
       covered: share of the image that the mask covers, mean over the images that hold the cue.
       cells: bool `[N, h, w]`, its locations in the training images.
     """
 
     prototypes: tuple[int, ...]
-    by: str
     mask: str
     covered: float
     cells: np.ndarray
@@ -93,7 +93,7 @@ def plan_repair(
     controls = [name for name in CONTROLS if name != "true_mask" or work.config.data.plant]
     names = [*settings.actions, *controls]
     chosen, by = chosen_prototypes(work, settings, uncertain)
-    allowed, why = allowed_cues(work, chosen, by, settings.mask)
+    allowed, why = allowed_cues(work, chosen, settings.mask)
     if not allowed and by == "person":
         raise InputError(f"{why}; allowed: prototypes in the training images, on at most half of each; choose others")
     if not allowed:
@@ -110,8 +110,10 @@ def plan_repair(
     counts = np.bincount(work.dataset.labels[left_out], minlength=len(work.dataset.class_names)).tolist()
     counts = {name: count for name, count in zip(work.dataset.class_names, counts, strict=True) if count}
     reasons = {} if counts else dict.fromkeys(("leave_out", "leave_out_random"), "it would leave out no image")
-    if not other_prototypes(work, cue, np.random.default_rng(work.config.seed)):
-        reasons["random_prototype"] = "no other prototype has a mask of at most half the image"
+    if not (others := other_prototypes(work, cue)):
+        reasons["random_prototype"] = (
+            "no other prototype has a mask of at most half the image that leaves the cue alone"
+        )
     last = int(work.steps[-1]) + phases * steps_per_pass(len(work.dataset.labels), refining.recipe.batch_size)
 
     def keep(strategy, variables):
@@ -119,7 +121,7 @@ def plan_repair(
             save(directory, settings.name, strategy, last, variables)
 
     def sets(draws):
-        return sets_of(work, settings, cue, draws)
+        return sets_of(work, settings, cue, others, draws)
 
     return Plan(names, reasons, sets, refining, counts, {"repair": told}, keep)
 
@@ -139,7 +141,7 @@ def ranks(work: Run, chosen: Sequence[int]) -> list[int | None]:
     return [found.get(each) for each in chosen]
 
 
-def allowed_cues(work: Run, chosen: Sequence[int], by: str, mask: str) -> tuple[list[Cue], str]:
+def allowed_cues(work: Run, chosen: Sequence[int], mask: str) -> tuple[list[Cue], str]:
     """The cue under each mask that may be used, in the order in which they are preferred; and why there is none."""
     if not chosen:
         return [], "no prototype was found to act on"
@@ -149,30 +151,19 @@ def allowed_cues(work: Run, chosen: Sequence[int], by: str, mask: str) -> tuple[
         return [], f"prototype {absent[0]} is in no training image"
     cells, found, why = np.isin(assignments, chosen), [], ""
     for each in ("pattern", "place") if mask == "auto" else (mask,):
-        covered = covered_share(work, masks_of(work, each, cells, cells))
+        covered = covered_share(work, masks_of(work, each, cells))
         if covered <= actions.MOST_COVERED:
-            found.append(Cue(tuple(chosen), by, each, covered, cells))
+            found.append(Cue(tuple(chosen), each, covered, cells))
         else:
             named = f"prototype{'s' * (len(chosen) > 1)} {', '.join(map(str, chosen))}"
             why = why or f"the {each} of {named} covers {100 * covered:.0f} % of the images that have it"
     return found, why
 
 
-def masks_of(work: Run, mask: str, cells: np.ndarray, trained: np.ndarray) -> Masks:
-    """Where a cue is in the pixels of a set.
-
-    Args:
-      work: the run.
-      mask: 'pattern' or 'place'.
-      cells: bool `[n, h, w]`, its locations in the images of the set.
-      trained: those in the training images, which say what its place is.
-    """
-    places, shape = work.model.places, work.dataset.images.shape[1:]
-    if mask == "pattern":
-        wide = actions.dilated(cells)
-        return lambda rows: actions.pixel_masks(wide[rows], places, shape)
-    place = actions.pixel_masks(actions.place_cells(trained), places, shape)
-    return lambda rows: np.broadcast_to(place, (len(rows), *place.shape))
+def masks_of(work: Run, mask: str, cells: np.ndarray, trained: np.ndarray | None = None) -> Masks:
+    """`actions.masks_of` for images of this run; cells are those of the training images unless these are given too."""
+    trained = cells if trained is None else trained
+    return actions.masks_of(mask, cells, trained, work.model.places, work.dataset.images.shape[1:])
 
 
 def covered_share(work: Run, masks: Masks) -> float:
@@ -184,28 +175,43 @@ def covered_share(work: Run, masks: Masks) -> float:
     return float(share[share > 0].mean())
 
 
-def other_prototypes(work: Run, cue: Cue, draws: np.random.Generator) -> tuple[int, ...]:
-    """As many other prototypes, drawn among those whose mask may be used; fewer, or none, where there are no more."""
-    found = []
-    for each in draws.permutation(work.config.explain.num_prototypes).tolist():
-        if each not in cue.prototypes and allowed_cues(work, [each], "random", cue.mask)[0]:
-            found.append(each)
-        if len(found) == len(cue.prototypes):
-            break
-    return tuple(found)
+def other_prototypes(work: Run, cue: Cue) -> list[int]:
+    """The prototypes of which the control 'random_prototype' is drawn, ascending.
+
+    Their masks may be used, and hardly cover the cue's: a control that takes the cue away is none.
+    """
+    rows = np.flatnonzero(cue.cells.any((1, 2)))[:ROWS_AT_A_TIME]
+    own, found = masks_of(work, cue.mask, cue.cells)(rows), []
+    for each in range(work.config.explain.num_prototypes):
+        usable = each not in cue.prototypes and allowed_cues(work, [each], cue.mask)[0]
+        if usable:
+            shared = masks_of(work, cue.mask, usable[0].cells)(rows) & own
+            if shared.sum() <= MOST_SHARED * own.sum():
+                found.append(each)
+    return found
 
 
-def sets_of(work: Run, settings: RefineConfig, cue: Cue, draws: np.random.Generator) -> dict[str, Dataset]:
-    """What each action and control trains on, by its name; all of one kind, so that they share one program."""
+def sets_of(
+    work: Run, settings: RefineConfig, cue: Cue, others: Sequence[int], draws: np.random.Generator
+) -> dict[str, Dataset]:
+    """What each action and control trains on, by its name; all of one kind, so that they share one program.
+
+    Args:
+      work: the run.
+      settings: of this refinement.
+      cue: what is acted on.
+      others: of `other_prototypes`; as many as the cue has are drawn.
+      draws: of the seed.
+    """
     train, assignments = work.dataset, work.array("assignments")
     labels, colour = train.labels, work.arrays("prototypes")["blank"]
-    masks = masks_of(work, cue.mask, cue.cells, cue.cells)
+    masks = masks_of(work, cue.mask, cue.cells)
     area = round(cue.covered * np.prod(train.images.shape[1:3]))
 
     def acted(kind, masks=None, area=0):
         return train._replace(images=Acted(train.images, kind, masks, colour, area))
 
-    others = np.isin(assignments, other_prototypes(work, cue, draws))
+    another = np.isin(assignments, draws.permutation(others)[: len(cue.prototypes)])
     left_out = actions.holding_rows(cue.cells, labels, settings.max_left_out)
     at_random = refinement.left_out_sets(left_out, labels, work.own_confidence, draws)["random"]
     plain = acted("plain")
@@ -214,7 +220,7 @@ def sets_of(work: Run, settings: RefineConfig, cue: Cue, draws: np.random.Genera
     sets |= {
         "plain": plain,
         "balance": plain.take(actions.balanced_rows(labels, cue.cells.any((1, 2)), draws)),
-        "random_prototype": acted("swap", masks_of(work, cue.mask, others, others)),
+        "random_prototype": acted("swap", masks_of(work, cue.mask, another)),
         "cutout": acted("cutout", area=area),
     }
     if work.config.data.plant:
@@ -236,7 +242,7 @@ def tried_on_audit(
     seeds = [int(number) for number in np.random.default_rng((work.config.seed, -1 % 2**32)).integers(2**31, size=10)]
     found = []
     for cue in allowed:
-        masks = masks_of(work, cue.mask, cue.cells, cue.cells)
+        masks = masks_of(work, cue.mask, cue.cells)
         sets = {"swap": work.dataset._replace(images=Acted(work.dataset.images, "swap", masks))}
         for phases in numbers:
             tried = refining._replace(phases=phases, judged={"audit_accuracy": audit}, test=audit)

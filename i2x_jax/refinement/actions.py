@@ -80,10 +80,21 @@ def inside_boxes(pixels: np.ndarray, centres: np.ndarray, stride: float) -> np.n
     return (-stride <= offset) & (offset < stride)
 
 
-def covered(masks: np.ndarray) -> float:
-    """The share of the image that masks bool `[n, H, W]` cover, mean over those that are not empty; 0 without any."""
-    share = masks.mean((1, 2))
-    return float(share[share > 0].mean()) if (share > 0).any() else 0.0
+def masks_of(mask: str, cells: np.ndarray, trained: np.ndarray, places: Places, image_shape: tuple[int, ...]) -> Masks:
+    """Where a cue is in the pixels of a set.
+
+    Args:
+      mask: 'pattern', its own locations in each image and those around them; or 'place', the same in all images.
+      cells: bool `[n, h, w]`, its locations in the images of the set.
+      trained: those in the training images, which say what its place is.
+      places: of the map.
+      image_shape: (H, W, ...).
+    """
+    if mask == "pattern":
+        wide = dilated(cells)
+        return lambda rows: pixel_masks(wide[rows], places, image_shape)
+    place = pixel_masks(place_cells(trained), places, image_shape)
+    return lambda rows: np.broadcast_to(place, (len(rows), *place.shape))
 
 
 def exchanged(images: jax.Array, others: jax.Array, masks: jax.Array) -> jax.Array:

@@ -633,7 +633,7 @@ class Run:
         tables, skipped = (self.refinements, set()) if explained else ({}, set())
         if tables:
             # A table that does not say what was curated was made by the run's own settings.
-            curated = next(iter(tables.values())).get("curated") or self.arrays("curated")
+            curated = next((t["curated"] for t in tables.values() if "curated" in t), None) or self.arrays("curated")
             skipped = set(np.asarray(curated["skipped"]).tolist())
         places = {"Contact sheet": CONTACT_SHEET, "Report": REPORT}
         there = {what: self.path / name for what, name in places.items() if (self.path / name).exists()}
