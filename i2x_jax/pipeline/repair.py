@@ -112,7 +112,7 @@ def plan_repair(
     reasons = {} if counts else dict.fromkeys(("leave_out", "leave_out_random"), "it would leave out no image")
     if not (others := other_prototypes(work, cue)):
         reasons["random_prototype"] = (
-            "no other prototype has a mask of at most half the image that leaves the cue alone"
+            "no other prototype has a mask of at most half the image and leaves the cue alone"
         )
     last = int(work.steps[-1]) + phases * steps_per_pass(len(work.dataset.labels), refining.recipe.batch_size)
 
@@ -178,14 +178,15 @@ def covered_share(work: Run, masks: Masks) -> float:
 def other_prototypes(work: Run, cue: Cue) -> list[int]:
     """The prototypes of which the control 'random_prototype' is drawn, ascending.
 
-    Their masks may be used, and hardly cover the cue's: a control that takes the cue away is none.
+    Their patterns may be used, and hardly cover the cue's mask: a control that takes the cue away is none. (The places
+    of most prototypes are nearly everywhere.)
     """
     rows = np.flatnonzero(cue.cells.any((1, 2)))[:ROWS_AT_A_TIME]
     own, found = masks_of(work, cue.mask, cue.cells)(rows), []
     for each in range(work.config.explain.num_prototypes):
-        usable = each not in cue.prototypes and allowed_cues(work, [each], cue.mask)[0]
+        usable = each not in cue.prototypes and allowed_cues(work, [each], "pattern")[0]
         if usable:
-            shared = masks_of(work, cue.mask, usable[0].cells)(rows) & own
+            shared = masks_of(work, "pattern", usable[0].cells)(rows) & own
             if shared.sum() <= MOST_SHARED * own.sum():
                 found.append(each)
     return found
@@ -220,7 +221,7 @@ def sets_of(
     sets |= {
         "plain": plain,
         "balance": plain.take(actions.balanced_rows(labels, cue.cells.any((1, 2)), draws)),
-        "random_prototype": acted("swap", masks_of(work, cue.mask, another)),
+        "random_prototype": acted("swap", masks_of(work, "pattern", another)),
         "cutout": acted("cutout", area=area),
     }
     if work.config.data.plant:
