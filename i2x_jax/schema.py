@@ -18,6 +18,8 @@ from i2x_jax.config import ACTIONS, CONTROLS, STRATEGIES, RefineConfig, json_sch
 SCHEMAS = pathlib.Path(__file__).parent / "results" / "schemas"
 # More digits are no number that a run could have written.
 MAX_DIGITS = 19
+# Settings of a refinement that there were not yet when tables were first written; they take their defaults.
+LATER = ("prototypes", "pick", "actions", "mask", "phases")
 # Of a value that is quoted in a message.
 MAX_QUOTED = 60
 
@@ -86,11 +88,15 @@ def load_schema(name: str) -> dict:
     rules = json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
     declared = {
         "config": json_schema(),
-        # Settings that there were not yet when a table was written take their defaults.
-        "refine": json_schema(RefineConfig) | {"required": []},
+        "refine": _without_later(json_schema(RefineConfig)),
         "strategy_name": {"enum": [*STRATEGIES, *ACTIONS, *CONTROLS]},
     }
     return rules | {"$defs": rules.get("$defs", {}) | declared}
+
+
+def _without_later(rules):
+    """The schema of a refinement's settings, in which those may be missing that tables of before do not tell of."""
+    return rules | {"required": [name for name in rules["required"] if name not in LATER]}
 
 
 @functools.cache

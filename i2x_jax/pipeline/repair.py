@@ -111,9 +111,7 @@ def plan_repair(
     counts = {name: count for name, count in zip(work.dataset.class_names, counts, strict=True) if count}
     reasons = {} if counts else dict.fromkeys(("leave_out", "leave_out_random"), "it would leave out no image")
     if not (others := other_prototypes(work, cue)):
-        reasons["random_prototype"] = (
-            "no other prototype has a mask of at most half the image and leaves the cue alone"
-        )
+        reasons["random_prototype"] = "no other prototype has a mask of at most half the image and leaves the cue alone"
     last = int(work.steps[-1]) + phases * steps_per_pass(len(work.dataset.labels), refining.recipe.batch_size)
 
     def keep(strategy, variables):
