@@ -111,7 +111,10 @@ def _words(difference):
     span = f"{points}, 95 % interval {100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
     if difference["low"] > 0:
         return f"{span}, which is above 0"
-    return f"{span}, which is below 0" if difference["high"] < 0 else f"{span}, which holds 0: no difference was shown"
+    if difference["high"] < 0:
+        return f"{span}, which is below 0"
+    least = 100 * (difference["high"] - difference["low"]) / 2
+    return f"{span}, which holds 0: no difference was shown, and only one above {least:.1f} points could have been"
 
 
 def _unjudged(table, name):
