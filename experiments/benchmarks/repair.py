@@ -90,6 +90,8 @@ def measured(config: Config, data_dir: str | None, folder: pathlib.Path) -> dict
     table = run.refinements[config.refine.name]
     classes = len(run.dataset.class_names)
     twin = made(without_link(config, classes), folder / "twin", data_dir, "train")
+    # It was not explained; nothing is told of single classes here.
+    twin.rivals = run.rivals
     phases, before = table["repair"].get("phases", 1), table["before"]["unbiased_accuracy"]
     trained, tuned = twin_accuracy(twin, run.splits.unbiased, phases, config.refine.seeds)
     found = {"seed": config.seed, "images": len(run.dataset.labels), "repair": table["repair"], "before": before}
