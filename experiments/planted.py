@@ -10,8 +10,8 @@ twin, which never saw a checker: `--config.data.plant= --workdir=runs/twin`.
 
 Measured on 2 cores of an AMD EPYC, 2026-11-26: test accuracy 97.80 %, unbiased 63.60 %, after the swap 91.88 % (2
 seeds: 91.50 and 92.25), with the true mask 94.83 %, after its best control 68.80 %. The twin: 97.95 % on its test
-images, 95.75 % on the unbiased ones of this run. On the same cores, with three other programs at work, 3 min 54 s in all, of which
-155 s were the processors' own, without kept programs; of the refinement 107 s.
+images, 95.75 % on the unbiased ones of this run. On the same cores, with three other programs at work, 3 min 54 s in
+all, of which 155 s were the processors' own, without kept programs; of the refinement 107 s.
 """
 
 from ml_collections import ConfigDict
