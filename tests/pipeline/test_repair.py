@@ -219,6 +219,19 @@ def test_what_was_picked_and_may_not_be_used_leaves_a_table_that_says_so(run, mo
     assert sentence in repairs.shown("none", table).replace("\n    ", " ")
 
 
+def test_without_audit_and_unbiased_images_nothing_is_chosen_refused_or_judged(run):
+    run.splits = run.splits._replace(audit=None, unbiased=None)
+    settings = dataclasses.replace(run.config.refine, name="alone", seeds=1, actions=("swap",))
+    stage.refine(RunDirectory(run.path, refinement="alone"), run, settings)
+    table = run.refinements["alone"]
+    told = table["repair"]
+    assert (told["tried"], told["refused"], told["saved"]) == ([], [], ["swap"])
+    assert (told["mask"], told["phases"]) == ("pattern", repair.PHASES_UNSEEN)
+    assert not {"audit_accuracy", "unbiased_accuracy"} & table["before"].keys()
+    assert repairs.sentences(table)[0].startswith("Nothing here may judge swap of prototype")
+    assert "swapped %" in repairs.shown("alone", table)
+
+
 def test_drop_needs_a_pool(run):
     wanted = dataclasses.replace(run.config, refine=dataclasses.replace(run.config.refine, actions=("swap", "drop")))
     headless = dataclasses.replace(run.model, linear_head=None)
