@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from i2x_jax import config as config_lib
 from i2x_jax.config import OWN, Config, DataConfig, InputError, ModelConfig, TrainConfig, from_config_dict
 from i2x_jax.data import planted
 from i2x_jax.data.dataset import EMBEDDED_TEST_SEED, Dataset, Splits, check_classes, checked, hold_out
@@ -32,7 +33,7 @@ from i2x_jax.pipeline.adopt import Checkpoint, adopt, survey
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.promises import check_promises
 from i2x_jax.pipeline.trust import check_trustable
-from i2x_jax.results.files import CHECKPOINTS, steps_of
+from i2x_jax.results.files import CHECKPOINTS, STEPS, steps_of
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import foreign_items, restore_foreign
 
@@ -241,6 +242,31 @@ def train(
     if temporary:
         weakref.finalize(run, shutil.rmtree, path, ignore_errors=True)
     return run
+
+
+def refine(run: Run, prototypes: Sequence[int], action: str = "swap", name: str = "", **settings: Any) -> str:
+    """Acts on prototypes of a run, as `Run.refine` says.
+
+    Returns:
+      The name of the refinement.
+    """
+    if run.config.model.name == OWN:
+        raise InputError(
+            f"{run.path} explains a model of your own, which is not refined; allowed: a run of a network that was "
+            "trained here; act on its prototypes in your own training"
+        )
+    given = [prototypes] if isinstance(prototypes, (int, np.integer)) else list(prototypes)
+    called = name or "-".join(map(str, (action, *given)))
+    chosen = {"name": called, "prototypes": given, "actions": (action,)} | settings
+    whole = config_lib.to_dict(run.config)
+    wanted = from_config_dict(whole | {"refine": whole["refine"] | chosen})
+    if not wanted.refine.prototypes:
+        raise InputError("no prototypes were given; allowed: their numbers, such as prototypes=[7]; see Run.ranking")
+    directory = RunDirectory(run.path, is_main(), barrier, called)
+    directory.quiet = True
+    steps = list(STEPS)[: list(STEPS).index("refine") + 1]
+    pipeline.run_steps(wanted, directory, steps, run.splits, logging.info)
+    return called
 
 
 def _check_switches(**given):

@@ -250,8 +250,8 @@ def from_text(field: dataclasses.Field, text: str) -> Any:
     if field.metadata.get("parse") == "checkpoints" and text in field.metadata["choices"]:
         return text
     try:
-        if field.metadata.get("parse") == "checkpoints":
-            return tuple(int(step) if isinstance(step, str) else step for step in listed(text))
+        if field.metadata.get("parse") in ("checkpoints", "ids"):
+            return tuple(int(number) if isinstance(number, str) else number for number in listed(text))
         if "parse" in field.metadata:
             return listed(text)
         if field.type is bool:

@@ -25,6 +25,18 @@ STRATEGIES = (
     "ambiguous>full",
     "hard>full",
 )
+# What can be done about a prototype, and what is always run beside it, at as many steps (DESIGN 2.13). None of them is
+# followed by training on images as they are: that would bring back what was taken away.
+ACTIONS = ("swap", "paste", "balance", "fill_mean", "fill_blur", "drop")
+CONTROLS = (
+    "plain",
+    "random_patch",
+    "random_prototype",
+    "cutout",
+    "leave_out",
+    "leave_out_random",
+    "true_mask",
+)
 # How checkpoints are spaced where their steps are not listed.
 SPACINGS = ("log", "linear", "moved")
 CAMS = ("gradcam", "gradcam++", "hirescam", "layercam")
@@ -211,11 +223,35 @@ class RefineConfig(_Group):
     )
     pair: tuple[str, ...] = _setting((), "Two class names; none for the most confused pair.", parse="pair")
     seeds: int = _setting(5, "How often each strategy is run.", low=1)
-    strategies: tuple[str, ...] = _setting(STRATEGIES, "What is tried.", parse="names", subset=STRATEGIES)
-    learning_rate: float = _setting(5e-4, "The highest learning rate.", above=0)
-    max_left_out: float = _setting(
-        0.3, "The fraction of either class that curation may leave out, at most.", low=0.0, high=0.9
+    strategies: tuple[str, ...] = _setting(
+        STRATEGIES, "What is tried where no prototype is chosen.", parse="names", subset=STRATEGIES
     )
+    prototypes: tuple[int, ...] = _setting((), "Prototypes to act on, by their numbers; none for none.", parse="ids")
+    pick: str = _setting(
+        "",
+        "Which prototypes are acted on where none is named: the first by evidence per location, or the uncertain ones "
+        "of the pair; '' for none.",
+        choices=("", "evidence", "uncertain"),
+    )
+    actions: tuple[str, ...] = _setting(
+        ("swap",), "What is done about them, beside controls that are always run.", parse="names", subset=ACTIONS
+    )
+    mask: str = _setting(
+        "auto",
+        "Where they are in the pixels: in each image their own pattern, in all images the place of most of it, or "
+        "whichever is better on the audit images (without any, the pattern).",
+        choices=("auto", "pattern", "place"),
+    )
+    phases: int = _setting(
+        2, "How many phases an action takes; 0 for 1 or 2, as is better on the audit images.", low=0, high=10
+    )
+    learning_rate: float = _setting(5e-4, "The highest learning rate.", above=0)
+    max_left_out: float = _setting(0.3, "The fraction of a class that may be left out, at most.", low=0.0, high=0.9)
+
+    @property
+    def acts(self) -> bool:
+        """Whether prototypes are acted on (DESIGN 2.13), instead of samples left out (2.9)."""
+        return bool(self.prototypes or self.pick)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,6 +317,8 @@ def allowed(field: dataclasses.Field) -> str:
         return f"{', '.join(map(repr, SPACINGS))}, or steps of at least 0 such as 0,20,100"
     if rules.get("parse") == "pair":
         return "two different class names such as 4,9, or nothing"
+    if rules.get("parse") == "ids":
+        return "different numbers of prototypes such as 7,12, or nothing"
     if "subset" in rules:
         return ", ".join(rules["subset"])
     if "choices" in rules:
@@ -311,6 +349,8 @@ def _value_schema(field):
         return said | {"oneOf": [{"enum": list(rules["choices"])}, steps]}
     if rules.get("parse") == "pair":
         return said | {"type": "array", "items": {"type": "string"}, "maxItems": 2, "uniqueItems": True}
+    if rules.get("parse") == "ids":
+        return said | {"type": "array", "items": {"type": "integer", "minimum": 0}, "uniqueItems": True}
     if "subset" in rules:
         return said | {"type": "array", "items": {"enum": list(rules["subset"])}, "minItems": 1, "uniqueItems": True}
     if "choices" in rules:
@@ -348,7 +388,9 @@ def _checked(key, value, field):
         raise InputError(f"{key} is {value!r}; allowed: a group of settings; set its members instead")
     rules = field.metadata
     if "parse" in rules:
-        made = _checkpoints(value) if rules["parse"] == "checkpoints" else _names(value, rules.get("subset"))
+        made = {"checkpoints": _checkpoints, "ids": _ids}.get(
+            rules["parse"], lambda value: _names(value, rules.get("subset"))
+        )(value)
         if made is None:
             raise _refused(key, value, field)
         return made
@@ -393,6 +435,14 @@ def _checkpoints(value):
     if not steps or min(steps) < 0 or any(isinstance(step, bool) for step in value):
         return None
     return tuple(sorted(set(steps)))
+
+
+def _ids(value):
+    """Different numbers of at least 0, in their order; None for anything else."""
+    if not isinstance(value, (tuple, list)):
+        return None
+    good = all(isinstance(each, numbers.Integral) and not isinstance(each, bool) and each >= 0 for each in value)
+    return tuple(int(each) for each in value) if good and len(set(value)) == len(value) else None
 
 
 def _names(value, subset):

@@ -13,11 +13,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from i2x_jax.config import STRATEGIES, RefineConfig, json_schema
+from i2x_jax.config import ACTIONS, CONTROLS, STRATEGIES, RefineConfig, json_schema
 
 SCHEMAS = pathlib.Path(__file__).parent / "results" / "schemas"
 # More digits are no number that a run could have written.
 MAX_DIGITS = 19
+# Settings of a refinement that there were not yet when tables were first written; they take their defaults.
+LATER = ("prototypes", "pick", "actions", "mask", "phases")
 # Of a value that is quoted in a message.
 MAX_QUOTED = 60
 
@@ -86,10 +88,15 @@ def load_schema(name: str) -> dict:
     rules = json.loads((SCHEMAS / f"{name}.schema.json").read_text(encoding="utf-8"))
     declared = {
         "config": json_schema(),
-        "refine": json_schema(RefineConfig),
-        "strategy_name": {"enum": list(STRATEGIES)},
+        "refine": _without_later(json_schema(RefineConfig)),
+        "strategy_name": {"enum": [*STRATEGIES, *ACTIONS, *CONTROLS]},
     }
     return rules | {"$defs": rules.get("$defs", {}) | declared}
+
+
+def _without_later(rules):
+    """The schema of a refinement's settings, in which those may be missing that tables of before do not tell of."""
+    return rules | {"required": [name for name in rules["required"] if name not in LATER]}
 
 
 @functools.cache

@@ -101,3 +101,9 @@ def without(steps: tuple[str, ...], source: pathlib.Path, target: pathlib.Path) 
 
 def steps_printed(output: str, how: str) -> list[str]:
     return re.findall(rf"^\[\d/\d\] (\w+): {how}", output, re.MULTILINE)
+
+
+def blocks(document: str) -> list[str]:
+    """The blocks of Python in a document."""
+    text = (ROOT / document).read_text()
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)

@@ -165,6 +165,8 @@ def test_floats_must_be_finite(key, value):
         ("explain.rivals", 0, -1),
         ("explain.batch_size", 1, 0),
         ("refine.seeds", 1, 0),
+        ("refine.phases", 0, -1),
+        ("refine.phases", 10, 11),
         ("refine.learning_rate", 1e-300, -1e-3),
         ("refine.max_left_out", 0.0, -1e-9),
         ("refine.max_left_out", 0.9, 0.91),
@@ -303,6 +305,24 @@ def test_strategies_are_known_and_not_empty():
         assert "curated>full" in refused("refine.strategies", value)
 
 
+def test_prototypes_are_different_numbers():
+    assert made("refine.prototypes", (7, 12)) == (7, 12)
+    assert made("refine.prototypes", [3]) == (3,)
+    assert made("refine.prototypes", ()) == ()
+    for value in ("7", 7, ("7",), (1.0,), (True,), (-1,), (7, 7), ([1],), None, {1: 2}):
+        assert "different numbers of prototypes such as 7,12" in refused("refine.prototypes", value)
+
+
+def test_an_action_is_never_followed_by_plain_training():
+    assert "swap, paste, balance" in refused("refine.actions", ("swap>full",))
+    assert "curated>full" in refused("refine.strategies", ("swap>full",))
+
+
+@pytest.mark.parametrize(("chosen", "acts"), [({}, False), ({"prototypes": (0,)}, True), ({"pick": "evidence"}, True)])
+def test_a_refinement_acts_where_prototypes_are_chosen(chosen, acts):
+    assert from_config_dict({"refine": chosen}).refine.acts is acts
+
+
 def from_command_line(*arguments):
     """The config that flags give on top of the defaults, as the command reads it."""
     changes = command.as_flags(["run.py", *arguments])[1:]
@@ -338,6 +358,19 @@ def test_the_command_line_gives_a_pair_in_each_form(text):
 def test_what_is_no_pair_on_the_command_line_is_refused(text):
     with pytest.raises(InputError, match=r"config key refine\.pair is .*two different class names"):
         from_command_line(f"--config.refine.pair={text}")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("7,12", (7, 12)), (" 7 , 12", (7, 12)), ("7", (7,)), ("(7, 12)", (7, 12)), ("", ())]
+)
+def test_the_command_line_gives_prototypes_in_each_form(text, expected):
+    assert from_command_line(f"--config.refine.prototypes={text}").refine.prototypes == expected
+
+
+@pytest.mark.parametrize("text", ["a", "7.5", "7;12", "-1"])
+def test_what_is_no_prototype_on_the_command_line_is_refused(text):
+    with pytest.raises(InputError, match=r"config key refine\.prototypes is .*different numbers of prototypes"):
+        from_command_line(f"--config.refine.prototypes={text}")
 
 
 @pytest.mark.parametrize("text", ["full,curated", "full, curated", "('full','curated')", "'full','curated'"])

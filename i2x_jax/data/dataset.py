@@ -176,6 +176,13 @@ def check_classes(splits: Splits) -> None:
                 f"class {name!r} has {counts.min()} {split} samples; allowed: at least {least}; "
                 "add images, raise data.max_train or change data.validation"
             )
+    for split in ("audit", "unbiased"):
+        dataset = getattr(splits, split)
+        if dataset is not None and len(np.unique(dataset.labels)) < 2:
+            raise InputError(
+                f"the {split} images are of {len(np.unique(dataset.labels))} class; allowed: at least 2, best all; "
+                f"whether a link is broken shows between classes; choose other images for {split}"
+            )
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:

@@ -206,4 +206,5 @@ def _with_named(splits, settings, data_dir):
             taken[key] = name
             found = load(name, "test", data_dir, settings.image_size)
             splits = splits._replace(**{key: checked(found, f"data.{key}", like=splits.train)})
+    check_classes(splits)
     return splits

@@ -1,10 +1,14 @@
-"""What a network answers with the locations of one prototype left out of its pool, no training (DESIGN 2.12)."""
+"""What a network answers with the locations of prototypes left out of its pool, no training (DESIGN 2.12, 2.13)."""
 
+import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from i2x_jax.evidence import measuring, prototypes
 from i2x_jax.evidence.ledger import prototype_sums
 from i2x_jax.models.model import Model, Variables
 
@@ -47,3 +51,28 @@ def dropped_predictions(
     members = jax.nn.one_hot(assignments, num_prototypes, dtype=jnp.int32).sum((1, 2))
     places = assignments.shape[1] * assignments.shape[2]
     return dropped_logits(sums, members, *model.linear_head(variables), places).argmax(-1)
+
+
+def without_prototypes(model: Model, found: Mapping[str, np.ndarray], chosen: Sequence[int]) -> Model:
+    """The network as one that leaves the locations of some prototypes out of its pool, all of them together.
+
+    Its variables are those of the network as it is. Of an image that has no other locations the bias alone is left.
+
+    Args:
+      model: one whose head is a global average pool and a linear layer.
+      found: the members of prototypes.npz, which are defined on the features of these variables.
+      chosen: ids of the prototypes that are left out.
+    """
+    pca = prototypes.Pca(*(np.asarray(found[name]) for name in prototypes.Pca._fields))
+    centroids = np.asarray(found["centroids"])
+    left_out = np.isin(np.arange(len(centroids)), chosen)
+
+    def head(variables, features):
+        assignments = measuring.assign_locations(pca, centroids, features)
+        # As if there were two prototypes: those left out, first, and all others.
+        either = jnp.where(jnp.asarray(left_out)[assignments], 0, 1)
+        sums, members = prototype_sums(features, either, 2), jax.nn.one_hot(either, 2, dtype=jnp.int32).sum((1, 2))
+        places = features.shape[1] * features.shape[2]
+        return dropped_logits(sums, members, *model.linear_head(variables), places)[:, 0]
+
+    return dataclasses.replace(model, head=head, linear_head=None)

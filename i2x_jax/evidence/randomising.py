@@ -48,7 +48,7 @@ def _used(jaxpr, numbers):
     """Numbers of variables in the order of their use, into programs within the program; `numbers` grows."""
     for equation in jaxpr.eqns:
         # Literals have no number; what only passes an array on (another type or shape) keeps it.
-        own = [numbers[each] for each in equation.invars if isinstance(each, jax.extend.core.Var) and each in numbers]
+        own = [numbers[each] for each in equation.invars if not _literal(each) and each in numbers]
         inner = equation.params.get("jaxpr") or equation.params.get("call_jaxpr")
         inner = getattr(inner, "jaxpr", inner)
         if inner is not None and len(inner.invars) == len(equation.invars):
@@ -64,7 +64,7 @@ PASSING = ("convert_element_type", "reshape", "broadcast_in_dim", "transpose", "
 
 
 def _literal(variable):
-    return isinstance(variable, jax.extend.core.Literal)
+    return hasattr(variable, "val")
 
 
 def randomised(variables: Variables, leaves: list[int], seed: int) -> Variables:

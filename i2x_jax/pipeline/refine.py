@@ -1,4 +1,4 @@
-"""The stage `refine`: curated samples to the refinement table (DESIGN 2.9)."""
+"""The stage `refine`: curated samples, or prototypes to act on, to the refinement table (DESIGN 2.9, 2.13)."""
 
 import pathlib
 
@@ -8,6 +8,7 @@ from i2x_jax.config import InputError, RefineConfig, printable, to_dict
 from i2x_jax.data.dataset import steps_per_pass
 from i2x_jax.explanation import uncertainty
 from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.pipeline.repair import Plan, guarded, plan_repair
 from i2x_jax.refinement import strategies as refinement
 from i2x_jax.refinement.table import summarize
 from i2x_jax.results.files import REPORT, read, read_json, refinement_file, seed_file
@@ -19,7 +20,7 @@ MAX_NAMED = 20
 
 
 def refine(directory: RunDirectory, work: Run, settings: RefineConfig | None = None) -> None:
-    """Fine-tunes by every strategy and seed, and writes the table: refinement.json or refinements/ (DESIGN 2.9).
+    """Fine-tunes by every strategy and seed, and writes the table: refinement.json or refinements/ (DESIGN 2.9, 2.13).
 
     Args:
       directory: where it goes.
@@ -27,36 +28,66 @@ def refine(directory: RunDirectory, work: Run, settings: RefineConfig | None = N
       settings: of this refinement; None for those that the run was begun with.
     """
     settings = settings or work.config.refine
-    train, labels = work.splits.train, work.splits.train.labels
     pair, curated = curation(work, settings)
-    applicable = [
-        name for name in settings.strategies if len(curated.left_out) or set(refinement.phases(name)) == {"full"}
-    ]
-    variables = work.variables(work.steps[-1])
-    runs = fine_tune(directory, work, settings, applicable, variables, pair, curated.left_out)
-    before = refinement.outcome(
-        training.predict(work.model, variables, work.splits.test, work.config.explain.batch_size),
-        work.splits.test,
-        pair,
-        work.rivals,
-    )
-    table = summarize(
-        runs,
-        before,
-        settings.strategies,
-        "every uncertain prototype would leave out more than refine.max_left_out"
-        if len(curated.skipped)
-        else "no sample contains a prototype that is uncertain for this pair",
-        {train.class_names[label]: int((labels[curated.left_out] == label).sum()) for label in pair},
-    )
-    head = {"schema": 1, "settings": to_dict(settings), "pair": [train.class_names[label] for label in pair]}
-    chosen = {"curated": {name: values.tolist() for name, values in curated._asdict().items()}}
+    refining = shared(work, settings, pair)
+    if settings.acts:
+        plan = plan_repair(directory, work, settings, refining, curated.prototypes)
+    else:
+        plan = plan_leaving_out(work, settings, refining, curated)
+    runs = fine_tune(directory, work, settings, plan)
+    before = refinement.judge(plan.refining, work.model, plan.refining.variables)
+    table = summarize(runs, before, plan.names, plan.reasons, plan.left_out, plan.refining.phases)
+    head = {"schema": 1, "settings": to_dict(settings), "pair": [work.dataset.class_names[label] for label in pair]}
     if directory.main:
         # One that does not tell of this refinement; the stage `report` makes it again.
         (directory.path / REPORT).unlink(missing_ok=True)
-    table = {**head, "seeds": settings.seeds, **chosen, **table}
+    table = {**head, "seeds": settings.seeds, **plan.told, **table}
+    if settings.acts:
+        table = guarded(directory, settings.name, table)
     directory.write_json(refinement_file(settings.name), table, "refinement")
     directory.discard_seeds(settings.name)
+
+
+def shared(work: Run, settings: RefineConfig, pair: tuple[int, int]) -> refinement.Refining:
+    """What all strategies and seeds of a refinement share."""
+    config, splits = work.config, work.splits
+    steps = steps_per_pass(len(splits.train.labels), config.train.batch_size)
+    optimizer = training.make_optimizer(
+        config.train.optimizer, settings.learning_rate, config.train.weight_decay, steps, config.train.warmup
+    )
+    unbiased = {} if splits.unbiased is None else {"unbiased_accuracy": splits.unbiased}
+    return refinement.Refining(
+        recipe=training.Recipe(work.model, optimizer, config.data.augment, config.train.batch_size, config.seed),
+        variables=work.variables(work.steps[-1]),
+        train=splits.train,
+        test=splits.test,
+        calibration=training.batch_norm_images(splits.train, config.seed),
+        pair=pair,
+        rivals=work.rivals,
+        judged=unbiased,
+    )
+
+
+def plan_leaving_out(
+    work: Run, settings: RefineConfig, refining: refinement.Refining, curated: uncertainty.Curated
+) -> Plan:
+    """The strategies that leave out samples of the pair, and their controls (DESIGN 2.9)."""
+    reason = (
+        "every uncertain prototype would leave out more than refine.max_left_out"
+        if len(curated.skipped)
+        else "no sample contains a prototype that is uncertain for this pair"
+    )
+    idle = [] if len(curated.left_out) else settings.strategies
+    reasons = {name: reason for name in idle if set(refinement.phases(name)) != {"full"}}
+
+    def sets(draws):
+        left_out = refinement.left_out_sets(curated.left_out, work.dataset.labels, work.own_confidence, draws)
+        return refinement.without(work.dataset, left_out)
+
+    labels, classes = work.dataset.labels, work.dataset.class_names
+    counts = {classes[label]: int((labels[curated.left_out] == label).sum()) for label in refining.pair}
+    told = {"curated": {name: values.tolist() for name, values in curated._asdict().items()}}
+    return Plan(settings.strategies, reasons, sets, refining, counts, told)
 
 
 def curation(work: Run, settings: RefineConfig) -> tuple[tuple[int, int], uncertainty.Curated]:
@@ -94,41 +125,18 @@ def curation(work: Run, settings: RefineConfig) -> tuple[tuple[int, int], uncert
     return pair, uncertainty.curate(scores, contained, work.dataset.labels, pair, settings.max_left_out)
 
 
-def fine_tune(
-    directory: RunDirectory,
-    work: Run,
-    settings: RefineConfig,
-    applicable: list[str],
-    variables: dict,
-    pair: tuple[int, int],
-    left_out: np.ndarray,
-) -> list[dict[str, dict]]:
+def fine_tune(directory: RunDirectory, work: Run, settings: RefineConfig, plan: Plan) -> list[dict[str, dict]]:
     """What `refinement.refine_seed` returns for each seed; finished seeds of a killed run are not done again.
 
     Args:
       directory: where finished seeds are kept until the table is written.
       work: the run.
       settings: of this refinement.
-      applicable: the strategies that are run.
-      variables: where all of them start.
-      pair: the two classes whose confusions are counted.
-      left_out: rows that the curated set leaves out.
+      plan: what is run.
     """
-    config, model, splits = work.config, work.model, work.splits
-    steps = steps_per_pass(len(splits.train.labels), config.train.batch_size)
-    optimizer = training.make_optimizer(
-        config.train.optimizer, settings.learning_rate, config.train.weight_decay, steps, config.train.warmup
-    )
-    refining = refinement.Refining(
-        recipe=training.Recipe(model, optimizer, config.data.augment, config.train.batch_size, config.seed),
-        variables=variables,
-        train=splits.train,
-        test=splits.test,
-        calibration=training.batch_norm_images(splits.train, config.seed),
-        pair=pair,
-        rivals=work.rivals,
-    )
-    images = refinement.count_phases(applicable) * steps * config.train.batch_size
+    applicable, refining = plan.run(), plan.refining
+    steps = steps_per_pass(len(work.dataset.labels), refining.recipe.batch_size)
+    images = refinement.count_phases(applicable, refining.phases) * steps * refining.recipe.batch_size
     runs = []
     with directory.progress_bar("refining", images * settings.seeds, "image") as bar:
         for seed in range(settings.seeds):
@@ -138,10 +146,11 @@ def fine_tune(
             if result is not None:
                 bar.update(images)
             else:
-                draws = np.random.default_rng((config.seed, seed))
-                sets = refinement.left_out_sets(left_out, splits.train.labels, work.own_confidence, draws)
-                phase_seeds = [int(number) for number in draws.integers(2**31, size=2)]
-                result = refinement.refine_seed(refining, sets, applicable, phase_seeds, bar.update)
+                draws = np.random.default_rng((work.config.seed, seed))
+                sets = plan.sets(draws)
+                phase_seeds = [int(number) for number in draws.integers(2**31, size=max(2, refining.phases))]
+                keep = {} if seed else {"keep": plan.keep}
+                result = refinement.refine_seed(refining, sets, applicable, phase_seeds, bar.update, **keep)
                 directory.write_json(kept, {"settings": to_dict(settings), "outcomes": result}, "refine_seed")
             runs.append(result)
     return runs

@@ -49,7 +49,7 @@ def write_report(directory: RunDirectory, work: Run) -> None:
             shown[part] = make()
             bar.update(1)
         with directory.making("report") as folder:
-            text = page.render(page_content(work, shown.pop("first"), shown))
+            text = page.render(page_content(work, shown.pop("first"), shown) | {"repairs": page_repairs(work)})
             (folder / REPORT).write_text(text, encoding="utf-8")
         bar.update(1)
 
@@ -107,6 +107,16 @@ def page_content(work: Run, first: list[dict], shown: dict) -> dict:
         "pair_count": len(explanation.pairs),
         "data": data,
     }
+
+
+def page_repairs(work: Run) -> dict:
+    """What acting on prototypes came to, with images before and after the swap, and how to ask for it."""
+    shown = content.repaired(work)
+    for each in shown:
+        # The same images whenever the page is made, whatever else is shown.
+        rng = np.random.default_rng(work.config.seed)
+        each["picture"] = gallery.swapped(work, work.refinements[each["name"]], rng)
+    return {"shown": shown, "command": content.how_to_repair(work)}
 
 
 def page_ledger(work: Run, rows: list[int]) -> dict | None:

@@ -204,10 +204,26 @@ def check_explainable(config: Config, splits: Splits, model: Model) -> None:
             f"config key explain.group_by is 'global' with {len(train.class_names)} classes; allowed: 'class' above "
             f"{MANY_CLASSES}, where each class keeps the confidences in its rivals only; set explain.group_by"
         )
+    check_actions(config, model)
     unknown = [name for name in config.refine.pair if name not in train.class_names]
     if unknown:
         raise InputError(
             f"config key refine.pair names {unknown[0]!r}; allowed: {', '.join(train.class_names)}; set refine.pair"
+        )
+
+
+def check_actions(config: Config, model: Model) -> None:
+    """Raises `InputError` for prototypes that there are not, and for actions that the head does not allow."""
+    k = config.explain.num_prototypes
+    if unknown := [each for each in config.refine.prototypes if each >= k]:
+        raise InputError(
+            f"config key refine.prototypes names {unknown[0]}; allowed: 0 to {k - 1}, the {k} prototypes of this run; "
+            "set refine.prototypes"
+        )
+    if config.refine.acts and "drop" in config.refine.actions and not model.linear_head:
+        raise InputError(
+            "config key refine.actions names 'drop' for a head that is no pool and linear layer; allowed: actions that "
+            "train, such as 'swap'; set refine.actions"
         )
 
 

@@ -1,12 +1,13 @@
-"""Fine-tuning on curated samples, beside the controls that tell whether curation was the cause (DESIGN 2.9)."""
+"""Fine-tuning by strategies, beside the controls that tell whether the strategy was the cause (DESIGN 2.9, 2.13)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from i2x_jax.config import STRATEGIES
 from i2x_jax.data.dataset import Dataset, steps_per_pass
-from i2x_jax.models.model import Variables
+from i2x_jax.models.model import Model, Variables
 from i2x_jax.training.loop import (
     Recipe,
     init_state,
@@ -20,9 +21,16 @@ from i2x_jax.training.loop import (
 FULL, RANDOM = "full", "random"
 
 
-def phases(strategy: str) -> tuple[str, ...]:
-    """The sets a strategy trains on, one per phase: 'curated>full' is ('curated', 'full')."""
-    return tuple(strategy.split(">"))
+def phases(strategy: str, count: int = 1) -> tuple[str, ...]:
+    """The sets a strategy trains on, one per phase: 'curated>full' is ('curated', 'full').
+
+    Args:
+      strategy: one of `config.STRATEGIES`, `ACTIONS` or `CONTROLS`.
+      count: phases of an action and its controls, whose set is the same in each; 'drop' trains nothing.
+    """
+    if strategy in STRATEGIES:
+        return tuple(strategy.split(">"))
+    return () if strategy == "drop" else (strategy,) * count
 
 
 def left_out_sets(
@@ -71,6 +79,10 @@ class Refining(NamedTuple):
       calibration: images `[n, H, W, C]` whose BatchNorm statistics the outcome carries.
       pair: the two classes whose confusions are counted.
       rivals: int `[M, R]`, the predictions that are kept of each class's samples.
+      phases: how many an action and its controls take.
+      judged: more sets on which accuracy is measured, by the name that the outcome gives it, such as
+        'unbiased_accuracy'.
+      dropping: the network with the prototypes left out of its pool, which 'drop' is.
     """
 
     recipe: Recipe
@@ -80,53 +92,77 @@ class Refining(NamedTuple):
     calibration: np.ndarray
     pair: tuple[int, int]
     rivals: np.ndarray
+    phases: int = 1
+    judged: Mapping[str, Dataset] = {}
+    dropping: Model | None = None
+
+
+def without(train: Dataset, left_out: Mapping[str, np.ndarray]) -> dict[str, Dataset]:
+    """The samples of each set, by its name, from those that it leaves out (`left_out_sets`)."""
+    rows = np.arange(len(train.labels))
+    return {name: train.take(np.setdiff1d(rows, each)) for name, each in left_out.items()}
 
 
 def refine_seed(
     refining: Refining,
-    left_out: dict[str, np.ndarray],
+    sets: Mapping[str, Dataset],
     strategies: Sequence[str],
     seeds: Sequence[int],
     progress: Callable[[int], Any] = lambda count: None,
+    keep: Callable[[str, Variables], Any] = lambda strategy, variables: None,
 ) -> dict[str, dict]:
     """Runs every strategy once from the same weights; a first phase that several share is run once.
 
     Args:
       refining: what is fine-tuned, and on what.
-      left_out: of each set, see `left_out_sets`.
-      strategies: such as 'full' or 'curated>full'.
+      sets: what each phase trains on, by its name; images may be such as `actions.Acted`.
+      strategies: such as 'full', 'curated>full' or 'swap'.
       seeds: one for each phase: order and augmentation are the same for all strategies.
       progress: told after every step how many samples it took.
+      keep: given every strategy, and the variables that it reached.
 
     Returns:
       For each strategy its `outcome`.
     """
-    recipe, train = refining.recipe, refining.train
+    recipe = refining.recipe
     # The same for every strategy, however many samples its set has.
-    steps = steps_per_pass(len(train.labels), recipe.batch_size)
+    steps = steps_per_pass(len(refining.train.labels), recipe.batch_size)
 
     def run_phase(start, name, seed):
-        subset = train.take(np.setdiff1d(np.arange(len(train.labels)), left_out[name]))
         state = init_state(start, recipe.optimizer)
-        state, _ = run_steps(recipe._replace(seed=seed), state, zero_totals(), subset, 0, steps, progress)
+        state, _ = run_steps(recipe._replace(seed=seed), state, zero_totals(), sets[name], 0, steps, progress)
         return recompute_batch_norm(recipe.model, state.variables, refining.calibration)
 
     reached = {(): refining.variables}
     outcomes = {}
     # Shorter first, so that the phases a longer strategy shares are there already.
-    for strategy in sorted(strategies, key=lambda name: len(phases(name))):
-        names = phases(strategy)
+    for strategy in sorted(strategies, key=lambda name: len(phases(name, refining.phases))):
+        names = phases(strategy, refining.phases)
         for depth in range(1, len(names) + 1):
             if names[:depth] not in reached:
                 reached[names[:depth]] = run_phase(reached[names[: depth - 1]], names[depth - 1], seeds[depth - 1])
-        logits = predict(recipe.model, reached[names], refining.test, recipe.batch_size)
-        outcomes[strategy] = outcome(logits, refining.test, refining.pair, refining.rivals)
+        model = refining.dropping if strategy == "drop" else recipe.model
+        outcomes[strategy] = judge(refining, model, reached[names])
+        keep(strategy, reached[names])
     return outcomes
 
 
-def count_phases(strategies: Sequence[str]) -> int:
-    """How many phases `refine_seed` runs, shared ones counted once."""
-    return len({phases(name)[:depth] for name in strategies for depth in range(1, len(phases(name)) + 1)})
+def judge(refining: Refining, model: Model, variables: Variables) -> dict:
+    """The `outcome` of a classifier on the test samples, and its accuracy on the other sets."""
+
+    def logits(dataset):
+        return predict(model, variables, dataset, refining.recipe.batch_size)
+
+    found = outcome(logits(refining.test), refining.test, refining.pair, refining.rivals)
+    return found | {
+        name: loss_and_accuracy(logits(dataset), dataset.labels)[1] for name, dataset in refining.judged.items()
+    }
+
+
+def count_phases(strategies: Sequence[str], count: int = 1) -> int:
+    """How many phases `refine_seed` runs, shared ones counted once; actions and controls take `count` each."""
+    named = [phases(name, count) for name in strategies]
+    return len({each[:depth] for each in named for depth in range(1, len(each) + 1)})
 
 
 def outcome(logits: np.ndarray, test: Dataset, pair: tuple[int, int], rivals: np.ndarray) -> dict:

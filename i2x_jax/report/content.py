@@ -11,8 +11,8 @@ from i2x_jax.explanation.rivals import column_of
 from i2x_jax.explanation.types import PairExplanation, Separating
 from i2x_jax.refinement.strategies import outcome
 from i2x_jax.report import charts
-from i2x_jax.results import findings
-from i2x_jax.results.files import CONFIG, read_json
+from i2x_jax.results import findings, repairs
+from i2x_jax.results.files import CONFIG, read_json, repaired_folder
 from i2x_jax.results.opened_run import Run
 from i2x_jax.results.summary import best
 
@@ -41,9 +41,11 @@ def labelled_intervals(run: Run) -> list[str]:
 
 
 def refinement_table(run: Run) -> dict:
-    """The refinement that is shown; of a network that was not refined, one without strategies."""
-    if run.config.model.name != OWN and run.refinements:
-        return next(iter(run.refinements.values()))
+    """The first refinement that left samples out; of a network that was not refined so, one without strategies."""
+    if run.config.model.name != OWN:
+        for table in run.refinements.values():
+            if "repair" not in table:
+                return table
     pair = tuple(int(label) for label in run.arrays("curated")["pair"])
     before = outcome(run.arrays("test")["confidence"][-1], run.splits.test, pair, run.rivals)
     names = [run.explanation.classes[label] for label in pair]
@@ -185,18 +187,47 @@ def refinement(run: Run) -> dict:
         for seed in entry["seeds"]
     ]
     order = list(table["strategies"])
+    left_out = [(name, each) for name, each in run.refinements.items() if "repair" not in each]
     return {
         "pair": table["pair"],
         "seeds": table["seeds"],
         "before": table["before"],
         "left_out": table["left_out"],
         "words": findings.refinement(table),
-        "others": [(name, each["pair"], best(each)) for name, each in list(run.refinements.items())[1:]],
+        "others": [(name, each["pair"], best(each)) for name, each in left_out[1:]],
         "strategies": table["strategies"],
         "against_random": {row["strategy"]: row["accuracy"] for row in random},
         "chart_accuracy": charts.accuracies(seeds, order, 100 * table["before"]["accuracy"]) if seeds else None,
         "chart_difference": charts.refinement(percent, [row["strategy"] for row in percent]) if percent else None,
     }
+
+
+def repaired(run: Run) -> list[dict]:
+    """What acting on prototypes came to: of each refinement that did its title, sentences and table."""
+    return [
+        {
+            "name": name,
+            "on": repairs.acted_on(table),
+            "told": table["repair"],
+            "words": repairs.sentences(table),
+            "columns": list(repairs.columns(table).values()),
+            "against": {"unbiased_accuracy": "unbiased", "audit_accuracy": "audit", None: "swapped"}[
+                repairs.judge(table)
+            ],
+            "rows": repairs.rows(table) if repairs.applied(table) else [],
+            "saved": [(action, repaired_folder(name, action)) for action in table["repair"]["saved"]],
+        }
+        for name, table in run.refinements.items()
+        if "repair" in table
+    ]
+
+
+def how_to_repair(run: Run) -> str | None:
+    """What acts on the first prototype: a command, or of images of one's own a call; None of an own network."""
+    if run.config.model.name == OWN or not run.ranking:
+        return None
+    first = run.ranking[0].prototype
+    return f"run.refine(prototypes=[{first}])" if run.config.data.name == OWN else repairs.command([first])
 
 
 def pairs(run: Run) -> list[dict]:

@@ -10,6 +10,7 @@ from i2x_jax.evidence.geometry import crops_at, peaks_of
 from i2x_jax.explanation.ranking import FIRST
 from i2x_jax.explanation.rivals import of_own_class
 from i2x_jax.models.places import Places
+from i2x_jax.refinement.actions import Swapped, masks_of
 from i2x_jax.report.content import carrier, rounded
 from i2x_jax.report.examples import Chosen, choose_groups
 from i2x_jax.results import findings, pictures, story
@@ -17,6 +18,7 @@ from i2x_jax.results.opened_run import Run
 
 CROP, MEMBER, FRAME, LARGE, THUMB = 60, 36, 84, 196, 46
 LOOK, LOOKS = 92, 6  # side and number of the images that show a prototype which deserves a look
+SWAPPED_EACH = 2  # images with the cue, and without it, that show a swap
 THUMB_COLUMNS = 16
 MAX_TILES, TILES = 8, 600  # crops of each kind of a prototype, and of all
 MAX_CELLS = len(pictures.COLOURS)
@@ -140,6 +142,37 @@ def prototypes(
             }
         records.append(entry)
     return records
+
+
+def swapped(run: Run, table: dict, rng: np.random.Generator) -> dict | None:
+    """Four training images before and after the swap of a repair: two that hold the cue, and two others as donors.
+
+    Args:
+      run: the run.
+      table: of the repair.
+      rng: draws the images.
+
+    Returns:
+      `before` and `after`, a row of tiles each, `tiles` (how many, width, height) and `rows`; None where nothing was
+      swapped, or where all images or none hold the cue.
+    """
+    told, images = table["repair"], run.dataset.images
+    if "mask" not in told:
+        return None
+    cells = np.isin(run.array("assignments"), told["prototypes"])
+    holds = cells.any((1, 2))
+    with_cue, others = (rng.permutation(np.flatnonzero(each))[:SWAPPED_EACH] for each in (holds, ~holds))
+    if min(len(with_cue), len(others)) < SWAPPED_EACH:
+        return None
+    rows, donors = np.concatenate([with_cue, others]), np.arange(len(cells))
+    donors[rows] = np.concatenate([others, with_cue])
+    masks = masks_of(told["mask"], cells, cells, run.model.places, images.shape[1:])
+    size = pictures.tile_size(images.shape[1:], LOOK)
+    shown = {}
+    for name, source in (("before", images), ("after", Swapped(images, masks, donors))):
+        tiles = [pictures.tile(image, size) for image in source[rows]]
+        shown[name] = pictures.data_uri(pictures.row_of(tiles))
+    return shown | {"rows": rows.tolist(), "tiles": [len(rows), *size]}
 
 
 def first(run: Run, members: list[Members], maps: dict[int, np.ndarray], places: Places, crop_side: int) -> list[dict]:

@@ -20,7 +20,7 @@ from i2x_jax.schema import check_json, strict_json
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tensorboard"
 LEDGER, ACCOUNT, RANKING = "ledger.npz", "account.npy", "ranking.npz"
-REFINEMENT, REFINEMENTS = "refinement.json", "refinements"
+REFINEMENT, REFINEMENTS, REPAIRED = "refinement.json", "refinements", "repaired"
 CONTACT_SHEET, REPORT, TRUST = "contact_sheet.png", "report.html", "trust.json"
 
 # The steps of a run in order: the stage each belongs to and the files it makes. A step whose files are all there is
@@ -62,6 +62,11 @@ def files_of(step: str, refinement: str = "", ledger: bool = True) -> tuple[str,
 def refinement_file(name: str) -> str:
     """Where the table of a refinement is; the one without a name is shown first."""
     return f"{REFINEMENTS}/{name}.json" if name else REFINEMENT
+
+
+def repaired_folder(name: str, action: str) -> str:
+    """Where the model is that an action of a refinement left."""
+    return f"{REPAIRED}/{name}.{action}" if name else f"{REPAIRED}/{action}"
 
 
 def refinement_names(folder: pathlib.Path) -> list[str]:

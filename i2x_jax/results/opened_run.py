@@ -5,13 +5,15 @@ Nothing here needs JAX until a model or its weights are asked for, so that looki
 
 import dataclasses
 import functools
+import importlib
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from i2x_jax.config import OWN, Config, InputError, printable
+from i2x_jax.config import ACTIONS, OWN, Config, InputError, printable
 from i2x_jax.data import planted
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
 from i2x_jax.explanation import account, degenerate, ranking, uncertainty
@@ -34,6 +36,7 @@ from i2x_jax.results.files import (
     METRICS,
     RANKING,
     REFINEMENT,
+    REPAIRED,
     REPORT,
     TRUST,
     file_state,
@@ -43,6 +46,7 @@ from i2x_jax.results.files import (
     read_metrics,
     refinement_file,
     refinement_names,
+    repaired_folder,
 )
 from i2x_jax.results.story import Crops, Story, ToldApart
 
@@ -271,6 +275,64 @@ class Run:
         """All refinement tables by their names; that of refinement.json, called '', comes first if there is one."""
         files = {name: self.path / refinement_file(name) for name in refinement_names(self.path)}
         return {name: read_json(path, "refinement") for name, path in files.items()}
+
+    def refine(
+        self, prototypes: Sequence[int], action: str = "swap", name: str = "", **settings: Any
+    ) -> dict[str, Any]:
+        """Acts on prototypes, beside controls, as another refinement of this run (DESIGN 2.13); needs the data.
+
+        Its table goes to refinements/NAME.json, and the model that the action left is what `repaired(action, name)`
+        loads. Asked again, with the same settings, it returns at once.
+
+        Args:
+          prototypes: their ids.
+          action: 'swap', 'paste', 'balance', 'fill_mean', 'fill_blur' or 'drop'.
+          name: of the refinement; '' for the action and the prototypes, such as 'swap-7'.
+          **settings: others of the group `refine`, such as `seeds`, `mask` and `phases`.
+
+        Returns:
+          The table, as in `refinements`.
+
+        Raises:
+          InputError: unknown prototypes or settings, a mask that covers too much, or a model of one's own.
+        """
+        # What works on a run stands above what reads it, and is looked for when it is asked for.
+        refined = importlib.import_module("i2x_jax.api").refine(self, prototypes, action, name, **settings)
+        vars(self).pop("refinements", None)
+        vars(self).pop("refinement", None)
+        return self.refinements[refined]
+
+    def repaired(self, action: str = "swap", name: str = "") -> "tuple[Model, Any]":
+        """The model that an action of a refinement left, and its variables; 'drop' is another model with the same.
+
+        `model.head(variables, model.features(variables, images))` are its logits.
+
+        Args:
+          action: as in `refine`.
+          name: of the refinement; '' for that of refinement.json.
+
+        Raises:
+          InputError: no such refinement, or it kept no model of that action.
+        """
+        from i2x_jax.evidence.dropping import without_prototypes
+        from i2x_jax.training.checkpoints import Checkpoints, present_steps
+
+        folder = self.path / repaired_folder(
+            asked.one_of(name, "refinement", refinement_names(self.path)), asked.one_of(action, "action", ACTIONS)
+        )
+        kept = present_steps(folder)
+        if not kept:
+            there = sorted(path.name for path in (self.path / REPAIRED).glob("*"))
+            raise InputError(
+                f"{self.path} keeps no model of {action!r} under the name {name!r}; allowed: "
+                f"{printable(', '.join(there)) or 'none'} of {REPAIRED}/; call refine, or look whether it was refused"
+            )
+        model = self.model
+        if action == "drop":
+            chosen = self.refinements[name]["repair"]["prototypes"]
+            model = without_prototypes(model, self.arrays("prototypes"), chosen)
+        with Checkpoints(folder, read_only=True) as checkpoints:
+            return model, checkpoints.restore_variables(kept[-1], self.abstract_variables)
 
     @functools.cached_property
     def metrics(self) -> list[dict]:
@@ -654,7 +716,7 @@ class Run:
         tables, skipped = (self.refinements, set()) if explained else ({}, set())
         if tables:
             # A table that does not say what was curated was made by the run's own settings.
-            curated = next(iter(tables.values())).get("curated") or self.arrays("curated")
+            curated = next((t["curated"] for t in tables.values() if "curated" in t), None) or self.arrays("curated")
             skipped = set(np.asarray(curated["skipped"]).tolist())
         places = {"Contact sheet": CONTACT_SHEET, "Report": REPORT}
         there = {what: self.path / name for what, name in places.items() if (self.path / name).exists()}

@@ -10,6 +10,8 @@ from i2x_jax.config import printable
 from i2x_jax.explanation.account import SHOWN, PairEntry
 from i2x_jax.explanation.ranking import FIRST, Alarm, Ranked
 from i2x_jax.explanation.types import Explanation, PairExplanation
+from i2x_jax.results import repairs
+from i2x_jax.results.repairs import interval, spread
 
 # Relative error of contributions from which they are said not to add up; rounding stays far below.
 INCOMPLETE = 1e-3
@@ -29,7 +31,7 @@ def summary(
     doubts: Sequence[str] = (),
     told: Sequence[str] = (),
 ) -> str:
-    """Accuracy, what deserves a look, how the pair was learned, what is explained, the pair, and the refinement table.
+    """Accuracy, what deserves a look, how the pair was learned, what is explained, the pair, and refinements.
 
     What there is of it, as far as the run has got.
 
@@ -37,7 +39,8 @@ def summary(
       metrics: the lines of metrics.jsonl.
       explanation: None where there is none yet; then there is no refinement either.
       errors: completeness errors of the contributions, `[T]`.
-      tables: the refinement tables by name; the first is shown, a line tells of each of the others.
+      tables: the refinement tables by name; of those that leave samples out the first is shown, and a line tells of
+        each of the others; of those that act on prototypes all are.
       skipped: the uncertain prototypes that the curation of the first passed over.
       where: paths by what is there, for the last lines.
       doubts: where the run has come to nothing, a sentence each.
@@ -53,11 +56,13 @@ def summary(
         parts += [fidelity(explanation), told_apart(explanation)]
         if errors.max() > INCOMPLETE:
             parts.append(completeness(errors))
-        if tables:
-            name, table = next(iter(tables.items()))
+        left_out = {name: table for name, table in tables.items() if "repair" not in table}
+        if left_out:
+            name, table = next(iter(left_out.items()))
             parts += [wavering(explanation.pair(*table["pair"]), skipped), refinement(table)]
-            if len(tables) > 1:
-                parts.append(other_refinements({key: value for key, value in tables.items() if key != name}))
+            if len(left_out) > 1:
+                parts.append(other_refinements({key: value for key, value in left_out.items() if key != name}))
+        parts += [repairs.shown(name, table) for name, table in tables.items() if "repair" in table]
     return "\n\n".join([*parts, "\n".join(f"{what:<16} {path}" for what, path in where.items())])
 
 
@@ -230,9 +235,9 @@ def refinement(table: dict) -> str:
             continue
         mean, std = entry["mean"], entry["std"]
         row = (
-            f"  {name:<17} {_spread(mean['accuracy'], std['accuracy'], 100)}"
-            f"   {_spread(mean['pair_confusions'], std['pair_confusions'])}"
-            f" {_spread(mean['worst_class'], std['worst_class'], 100)}   {_interval(against_random.get(name))}"
+            f"  {name:<17} {spread(mean['accuracy'], std['accuracy'], 100)}"
+            f"   {spread(mean['pair_confusions'], std['pair_confusions'])}"
+            f" {spread(mean['worst_class'], std['worst_class'], 100)}   {interval(against_random.get(name))}"
         )
         lines.append(row.rstrip())
     return "\n".join(lines)
@@ -243,7 +248,7 @@ def other_refinements(tables: Mapping[str, dict]) -> str:
     lines = ["Other refinements: the strategy furthest above its random control, in accuracy, with its 95 % interval"]
     for name, table in tables.items():
         found = best(table)
-        told = f"{found[0]:<17} {_interval(found[1])}" if found else "no random control"
+        told = f"{found[0]:<17} {interval(found[1])}" if found else "no random control"
         lines.append(f"  {printable(name):<17} {pair_name(*table['pair']):<17} {told}")
     return "\n".join(lines)
 
@@ -262,15 +267,3 @@ def pair_name(a: str, b: str) -> str:
 
 def _number(value, width=6):
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.2f}"
-
-
-def _spread(mean, std, scale=1):
-    return f"{scale * mean:>8.2f} " + (f"± {scale * std:>4.2f}" if std is not None else " " * 6)
-
-
-def _interval(difference):
-    if difference is None:
-        return ""
-    if difference["low"] is None:
-        return f"{100 * difference['mean']:+.2f}"
-    return f"{100 * difference['mean']:+.2f} [{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}]"

@@ -19,6 +19,8 @@ BATCH_NORM_IMAGES = 2048
 SHIFT_FRACTION = 8  # images are shifted by up to 1/8 of their side
 STEPS_BETWEEN_CHECKS = 100
 GOOD = np.iinfo(np.int32).max
+# Folded into the key of a step for what changes its images: the augmentation is that of a step that changes none.
+CHANGES = 1
 
 
 class TrainState(NamedTuple):
@@ -155,11 +157,15 @@ def train_step(
       augmentation: 'none', 'shift' or 'shift_flip'.
       state: donated.
       totals: donated.
-      images: uint8 `[B, H, W, C]`.
+      images: uint8 `[B, H, W, C]`; or a tree of arrays `[B, ...]` whose `changed(key)` gives them, as those of
+        refinement/actions: what is changed is changed before it is augmented.
       labels: int32 `[B]`.
-      key: of the augmentation; the step is folded in.
+      key: of the augmentation, and of what is changed; the step is folded in.
     """
-    images = augment(images, augmentation, jax.random.fold_in(key, state.step))
+    key = jax.random.fold_in(key, state.step)
+    if hasattr(images, "changed"):
+        images = images.changed(jax.random.fold_in(key, CHANGES))
+    images = augment(images, augmentation, key)
 
     def loss_of(params):
         logits, stats = model.train_logits({**state.variables, "params": params}, images)

@@ -3,8 +3,10 @@
 import jax
 import numpy as np
 
-from i2x_jax.evidence.dropping import dropped_logits, dropped_predictions
-from i2x_jax.evidence.measuring import batch_features
+from i2x_jax.evidence.dropping import dropped_logits, dropped_predictions, without_prototypes
+from i2x_jax.evidence.measuring import assign_locations, batch_features
+from i2x_jax.evidence.prototypes import Pca
+from i2x_jax.training.loop import batch_logits
 from tests.helpers import DEEP, planted, tiny_model, tiny_variables
 
 K = 4
@@ -49,3 +51,20 @@ def test_by_hand():
     sums, members = np.float32([[[3], [3], [0]]]), np.array([[2, 1, 0]])
     found = dropped_logits(sums, members, np.float32([[1, 2]]), np.float32([10, 0]), 3)
     np.testing.assert_allclose(found, [[[19, 18], [14.5, 9], [16, 12], [16, 12]]], rtol=1e-6)
+
+
+def test_a_network_without_some_prototypes_leaves_all_of_them_out_at_once():
+    model, variables, images = tiny_model(), tiny_variables(), planted(12).images
+    features, rng = np.asarray(batch_features(model, variables, images)), np.random.default_rng(0)
+    flat = features.reshape(-1, features.shape[-1])
+    pca = Pca(flat.mean(0), np.eye(flat.shape[1], dtype=np.float32)[:3], np.full(3, 1 / 3, np.float32))
+    centroids = (flat[rng.choice(len(flat), K, replace=False)] - pca.mean) @ pca.components.T
+    found = {**pca._asdict(), "centroids": centroids, "inertia": np.float32(0)}
+    assignments = np.asarray(assign_locations(pca, centroids, features))
+    for chosen in ([2], [0, 3], list(range(K))):
+        without = without_prototypes(model, found, chosen)
+        assert without.linear_head is None
+        # As if the chosen ones were one prototype.
+        expected = left_out(model, variables, features, np.where(np.isin(assignments, chosen), -1, 0), -1)
+        np.testing.assert_allclose(batch_logits(without, variables, images), expected, **DEEP)
+    np.testing.assert_array_equal(batch_logits(without, variables, images)[3], model.linear_head(variables)[1])

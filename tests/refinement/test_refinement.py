@@ -36,7 +36,8 @@ def left_out(curated=(0, 3, 5, 8, 11), seed=0):
 def refined(strategies, sets=None, seeds=(11, 12), **more):
     recipe = training.Recipe(tiny_model(), optimizer(), "shift", BATCH, seed=0)
     refining = refinement.Refining(recipe, tiny_variables(), TRAIN, TEST, TRAIN.images[:32], PAIR, ALL)
-    return refinement.refine_seed(refining, left_out() if sets is None else sets, strategies, seeds, **more)
+    chosen = refinement.without(TRAIN, left_out() if sets is None else sets)
+    return refinement.refine_seed(refining, chosen, strategies, seeds, **more)
 
 
 @pytest.fixture
