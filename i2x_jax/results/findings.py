@@ -243,7 +243,7 @@ def alarm(found: Alarm) -> str:
         )
     return (
         f"One place of prototype {found.prototype} gives {found.value:.1f} times the evidence of the median prototype, "
-        "more than in the few runs that were looked at without a planted shortcut. That does not tell a shortcut from "
+        "more than in most runs that were looked at without a planted shortcut. That does not tell a shortcut from "
         "an honest feature: look at what is in its frames, and check on images in which it does not go with the class."
     )
 
