@@ -33,7 +33,7 @@ from i2x_jax.pipeline.adopt import Checkpoint, adopt, survey
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.promises import check_promises
 from i2x_jax.pipeline.trust import check_trustable
-from i2x_jax.results.files import CHECKPOINTS, STEPS, steps_of
+from i2x_jax.results.files import CHECKPOINTS, steps_of
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import foreign_items, restore_foreign
 
@@ -171,8 +171,7 @@ def _adopted(path, explained, given, digest, trust):
     """The run of checkpoints that were handed over, made as far as it is not there."""
     settings, splits, own, like = explained
     stages = ("explain", "report", *(["trust"] if trust else []))
-    wanted = [step for step in pipeline.needed_steps(stages) if step in steps_of(stages)]
-    makers = {step: pipeline.MAKERS[step] for step in wanted}
+    makers = {step: pipeline.MAKERS[step] for step in steps_of(stages)}
     directory = RunDirectory(path, is_main(), barrier)
     with directory.locked():
         directory.check_config(settings)
@@ -234,7 +233,7 @@ def train(
     _check_switches(refine=refine, trust=trust)
     splits = _splits(dataset, held_out, settings, "train")
     stages = ("train", "explain", "report", *(["refine"] if refine else []), *(["trust"] if trust else []))
-    steps = [step for step in pipeline.needed_steps(stages) if step in steps_of(stages)]
+    steps = steps_of(stages)
     with _folder(workdir, lambda path: (path / CHECKPOINTS).exists()) as (path, temporary):
         directory = RunDirectory(path, is_main(), barrier)
         directory.quiet = True
@@ -264,8 +263,7 @@ def refine(run: Run, prototypes: Sequence[int], action: str = "swap", name: str 
         raise InputError("no prototypes were given; allowed: their numbers, such as prototypes=[7]; see Run.ranking")
     directory = RunDirectory(run.path, is_main(), barrier, called)
     directory.quiet = True
-    steps = list(STEPS)[: list(STEPS).index("refine") + 1]
-    pipeline.run_steps(wanted, directory, steps, run.splits, logging.info)
+    pipeline.run_steps(wanted, directory, pipeline.needed_steps(["refine"]), run.splits, logging.info)
     return called
 
 

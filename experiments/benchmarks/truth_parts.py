@@ -31,7 +31,7 @@ from i2x_jax.devices.mesh import barrier, fetch
 from i2x_jax.evidence.deletion import ink
 from i2x_jax.evidence.geometry import location_centres
 from i2x_jax.evidence.measuring import assign_locations, batch_features
-from i2x_jax.evidence.prototypes import Pca
+from i2x_jax.evidence.prototypes import pca_of
 from i2x_jax.evidence.saliency import contributions, saliency_maps
 from i2x_jax.explanation import trust
 from i2x_jax.pipeline import stages as pipeline
@@ -225,9 +225,8 @@ def measure(network: str, seed: int, epochs: int, folder: pathlib.Path) -> dict:
         fetch(logits_of(run.model, variables, parts.draw(parts.without(scenes, item)))) for item in range(parts.ITEMS)
     ]
     drops = before - np.array(after)
-    pca = Pca(*(prototypes[name] for name in Pca._fields))
     features = batch_features(run.model, variables, images)
-    places = fetch(assign_locations(pca, prototypes["centroids"], features))
+    places = fetch(assign_locations(pca_of(prototypes), prototypes["centroids"], features))
     label, m = scenes.labels, before.shape[1]
     second = np.where(np.eye(m, dtype=bool)[label], -np.inf, before).argmax(1)
     accuracy = [line["accuracy"] for line in run.metrics if line["split"] == "test"][-1]

@@ -7,12 +7,10 @@ is drawn anew; its places are assigned by the run's prototypes, as those of rand
 import pathlib
 
 import jax
-import numpy as np
 
 from experiments.benchmarks import truth_cues as cues
 from i2x_jax.config import Config
 from i2x_jax.data.dataset import Splits
-from i2x_jax.explanation import trust as instruments
 from i2x_jax.pipeline import trust
 
 # Added to the seed of the run, for weights that it has never had.
@@ -35,11 +33,6 @@ def measure(config: Config, splits: Splits, folder: pathlib.Path) -> dict:
         "images": len(dataset.labels),
         "deletion": trust.deletion_figures(run, variables, dataset, seen, lambda count: None),
         "randomisation": trust.randomisation_figures(run, variables, dataset, seen, lambda count: None),
-        "untrained": {
-            name: trust.interval(
-                np.array([instruments.spearman(*(each.ravel() for each in pair)) for pair in pairs]), config.seed
-            )
-            for name, pairs in alike.items()
-        },
+        "untrained": {name: trust.likeness(pairs, config.seed) for name, pairs in alike.items()},
         "stability": trust.stability_figures(run, variables, lambda count: None),
     }

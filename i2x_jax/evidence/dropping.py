@@ -63,8 +63,7 @@ def without_prototypes(model: Model, found: Mapping[str, np.ndarray], chosen: Se
       found: the members of prototypes.npz, which are defined on the features of these variables.
       chosen: ids of the prototypes that are left out.
     """
-    pca = prototypes.Pca(*(np.asarray(found[name]) for name in prototypes.Pca._fields))
-    centroids = np.asarray(found["centroids"])
+    pca, centroids = prototypes.pca_of(found), found["centroids"]
     left_out = np.isin(np.arange(len(centroids)), chosen)
 
     def head(variables, features):

@@ -103,7 +103,7 @@ def place_image(
       int16 `[h, w]` and a label.
     """
     features, logits = fetch(_features_and_logits(model, variables, image[None]))
-    pca = prototypes.Pca(*(found[name] for name in prototypes.Pca._fields))
+    pca = prototypes.pca_of(found)
     points = prototypes.project(pca, features.reshape(-1, features.shape[-1]))
     places = fetch(prototypes.assign(points, found["centroids"]))
     return places.reshape(features.shape[1:3]).astype(np.int16), int(logits[0].argmax())

@@ -6,7 +6,7 @@ are sharded over a mesh axis: what leaves it is a sum over rows, or a few rows. 
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -43,6 +43,11 @@ class Pca(NamedTuple):
     mean: np.ndarray  # [d]
     components: np.ndarray  # [D,d], unit rows by falling variance; the largest absolute entry of each is positive
     explained_variance_ratio: np.ndarray  # [D], in 0..1; 0 where the features do not vary
+
+
+def pca_of(found: Mapping[str, np.ndarray]) -> Pca:
+    """The principal components among the members of prototypes.npz."""
+    return Pca(*(found[name] for name in Pca._fields))
 
 
 class KMeans(NamedTuple):

@@ -156,7 +156,7 @@ def prepare(work: Run, settings: measuring.Measuring, rivals: np.ndarray) -> Che
     variables = variables_of(work)
     blank = replicate(measuring.blank_image(found["blank"], work.dataset.images.shape[1:]))
     blanks = [measuring.batch_features(model, variables(t), blank) for t in range(len(work.steps))]
-    pca = prototypes.Pca(found["mean"], found["components"], found["explained_variance_ratio"])
+    pca = prototypes.pca_of(found)
     return Checkpoints(model, settings, variables, blanks, *replicate((pca, found["centroids"], rivals)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from i2x_jax.data.dataset import Dataset, batches
 from i2x_jax.devices.mesh import ahead, divisible, fetch, replicate, shard
 from i2x_jax.evidence import prototypes
-from i2x_jax.evidence.measuring import batch_features
+from i2x_jax.evidence.measuring import assign_locations, batch_features
 from i2x_jax.evidence.sampling import sample_locations
 from i2x_jax.models.model import Model, Variables
 from i2x_jax.pipeline.directory import RunDirectory
@@ -190,3 +190,16 @@ def blocks(points: np.ndarray) -> Iterator[tuple[jax.Array, jax.Array]]:
         weights = np.concatenate([np.ones(len(part), np.float32), np.zeros(fill, np.float32)])
         # Padding copies: only where there is something to fill.
         yield shard((np.pad(part, ((0, fill), (0, 0))) if fill else part, weights))
+
+
+def assigned(
+    work: Run, variables: Variables, dataset: Dataset, pca: prototypes.Pca, centroids: np.ndarray
+) -> np.ndarray:
+    """The nearest of centroids `[K, D]` at every location of any images, by any variables: int32 `[n, h, w]`."""
+    pca, centroids = replicate((pca, centroids))
+
+    def parts():
+        for batch in batches(dataset, divisible(work.config.explain.batch_size)):
+            yield assign_locations(pca, centroids, batch_features(work.model, variables, shard(batch.images)))
+
+    return np.concatenate([fetch(part) for part in ahead(parts())])[: len(dataset.labels)]

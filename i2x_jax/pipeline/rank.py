@@ -91,7 +91,7 @@ def predictions_without(
       batch_size: samples at a time; the result does not depend on it.
       progress: told after every batch how many samples it held.
     """
-    pca = prototypes.Pca(*(found[name] for name in prototypes.Pca._fields))
+    pca = prototypes.pca_of(found)
     pca, centroids = replicate((pca, found["centroids"]))
 
     def parts():

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from i2x_jax.config import CONTROLS, InputError, RefineConfig
-from i2x_jax.data.dataset import Dataset, batches, steps_per_pass
+from i2x_jax.data.dataset import Dataset, steps_per_pass
 from i2x_jax.data.source import ROWS_AT_A_TIME
-from i2x_jax.devices.mesh import ahead, divisible, fetch, replicate, shard
-from i2x_jax.evidence import measuring, prototypes
+from i2x_jax.evidence import prototypes
 from i2x_jax.evidence.dropping import without_prototypes
 from i2x_jax.models.model import Variables
 from i2x_jax.pipeline.directory import RunDirectory
+from i2x_jax.pipeline.prototypes import assigned
 from i2x_jax.refinement import actions
 from i2x_jax.refinement import strategies as refinement
 from i2x_jax.refinement.actions import Acted, Masks, Swapped
@@ -253,26 +253,14 @@ def tried_on_audit(
 def judged(work: Run, cue: Cue) -> dict[str, Dataset]:
     """The sets on which every strategy is judged beside the test set, by what the outcome calls its accuracy there."""
     splits = work.splits
-    cells = np.isin(assigned(work, splits.validation), cue.prototypes)
+    found, variables = work.arrays("prototypes"), work.variables(work.steps[-1])
+    places = assigned(work, variables, splits.validation, prototypes.pca_of(found), found["centroids"])
+    cells = np.isin(places, cue.prototypes)
     masks = masks_of(work, cue.mask, cells, cue.cells)
     donors = np.random.default_rng(work.config.seed).permutation(len(cells))
     swapped = splits.validation._replace(images=Swapped(splits.validation.images, masks, donors))
     sets = {"validation": splits.validation, "swapped": swapped, "audit": splits.audit, "unbiased": splits.unbiased}
     return {f"{name}_accuracy": each for name, each in sets.items() if each is not None}
-
-
-def assigned(work: Run, dataset: Dataset) -> np.ndarray:
-    """The prototype of every location of a set, by the final model as it was explained: int32 `[n, h, w]`."""
-    found, variables = work.arrays("prototypes"), work.variables(work.steps[-1])
-    pca = prototypes.Pca(*(found[name] for name in prototypes.Pca._fields))
-    pca, centroids = replicate((pca, found["centroids"]))
-
-    def parts():
-        for batch in batches(dataset, divisible(work.config.explain.batch_size)):
-            features = measuring.batch_features(work.model, variables, shard(batch.images))
-            yield measuring.assign_locations(pca, centroids, features)
-
-    return np.concatenate([fetch(part) for part in ahead(parts())])[: len(dataset.labels)]
 
 
 def dropping(work: Run, cue: Cue):

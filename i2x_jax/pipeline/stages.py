@@ -29,7 +29,7 @@ from i2x_jax.pipeline.refine import refine
 from i2x_jax.pipeline.report import write_report
 from i2x_jax.pipeline.train import checkpoint_steps, train
 from i2x_jax.pipeline.trust import check_trustable, measure_trust
-from i2x_jax.results.files import ASKED, CONFIG, REPORT, STEPS, TENSORBOARD, read_header, steps_of
+from i2x_jax.results.files import ASKED, CONFIG, IN_ORDER, REPORT, STEPS, TENSORBOARD, read_header, steps_of
 from i2x_jax.results.opened_run import Run, dataset_of, model_of
 from i2x_jax.training import loop as training
 
@@ -79,13 +79,9 @@ def run(
 def needed_steps(stages: Iterable[str]) -> list[str]:
     """The steps of some stages and all that they need, in order; what is asked for by name needs the explanation."""
     named = steps_of(stages)
-    asked = [step for step in named if step in ASKED]
     ordered = list(STEPS)
-    last = max(ordered.index(step) for step in ("contact_sheet" if each in ASKED else each for each in named))
-    steps = ordered[: last + 1]
-    # Before the report, which tells of it.
-    place = steps.index("report") if "report" in steps else len(steps)
-    return [*steps[:place], *asked, *steps[place:]]
+    last = max(ordered.index("contact_sheet" if step in ASKED else step) for step in named)
+    return [step for step in IN_ORDER if step in ordered[: last + 1] or step in named]
 
 
 def run_steps(

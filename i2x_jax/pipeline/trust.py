@@ -1,5 +1,6 @@
 """The step `trust`, made when it is asked for: how far the explanation of a run can be trusted (DESIGN 2.14)."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,14 @@ from i2x_jax.explanation import trust
 from i2x_jax.explanation.ranking import FIRST, order
 from i2x_jax.models.model import Model
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.pipeline.prototypes import cluster, locations_wanted, reduce_features, sample_of, sampled_features
+from i2x_jax.pipeline.prototypes import (
+    assigned,
+    cluster,
+    locations_wanted,
+    reduce_features,
+    sample_of,
+    sampled_features,
+)
 from i2x_jax.pipeline.report import write_report
 from i2x_jax.results.files import REPORT, TRUST
 from i2x_jax.results.opened_run import Run
@@ -112,20 +120,19 @@ def look(work: Run, variables: Any, dataset: Dataset, kept: np.ndarray | None = 
       dataset: n images.
       kept: int `[n, 2]`, two classes; None for those that come first and second.
     """
-    logits = all_logits(work, variables, dataset)
-    if kept is None:
-        kept = np.argsort(-logits, axis=1, kind="stable")[:, :2]
-    found = work.arrays("prototypes")
-    pca = replicate(prototypes.Pca(*(found[name] for name in prototypes.Pca._fields)))
-    centroids, cam, parts = replicate(found["centroids"]), work.config.explain.cam, []
-    numbered = dataset._replace(labels=np.arange(len(kept), dtype=np.int32))
+    found, parts = work.arrays("prototypes"), []
+    pca, centroids = replicate((prototypes.pca_of(found), found["centroids"]))
+    # What batches know their samples by, as rows of `kept`.
+    numbered = dataset._replace(labels=np.arange(len(dataset.labels), dtype=np.int32))
     for batch in batches(numbered, divisible(work.config.explain.batch_size)):
         features = batch_features(work.model, variables, shard(batch.images))
+        logits = fetch(deletion.logits_of(work.model, variables, features))
+        two = np.argsort(-logits, axis=1, kind="stable")[:, :2] if kept is None else kept[batch.labels]
         places = assign_locations(pca, centroids, features)
-        taken = deletion.owed(work.model, variables, features, shard(kept[batch.labels]), cam)
-        parts.append([each[: batch.mask.sum()] for each in fetch((places, *taken))])
-    places, owed, maps = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return Looked(kept, np.take_along_axis(logits, kept, 1), places, owed, maps)
+        taken = deletion.owed(work.model, variables, features, shard(two), work.config.explain.cam)
+        seen = (two, np.take_along_axis(logits, two, 1), *fetch((places, *taken)))
+        parts.append([each[: batch.mask.sum()] for each in seen])
+    return Looked(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def claims_of(seen: Looked, images: np.ndarray, pixels: np.ndarray, num_prototypes: int) -> dict[str, np.ndarray]:
@@ -202,6 +209,11 @@ def interval(values: np.ndarray, seed: int) -> dict | None:
     return trust.mean_interval(values, seed)._asdict() if len(values) else None
 
 
+def likeness(pairs: Iterable[tuple[np.ndarray, np.ndarray]], seed: int) -> dict | None:
+    """The `interval` of the rank correlation of two maps, over pairs of them."""
+    return interval(np.array([trust.spearman(one.ravel(), other.ravel()) for one, other in pairs]), seed)
+
+
 def randomisation_figures(work: Run, variables: Any, dataset: Dataset, seen: Looked, progress) -> list[dict]:
     """How alike contributions and saliency stay while layers are randomised, the last first."""
     some = looked_at(dataset, MOVED_IMAGES)
@@ -218,12 +230,7 @@ def randomisation_figures(work: Run, variables: Any, dataset: Dataset, seen: Loo
         }
         found.append(
             {"layers": count, "of": len(layers)}
-            | {
-                name: interval(
-                    np.array([trust.spearman(*(each.ravel() for each in pair)) for pair in pairs]), work.config.seed
-                )
-                for name, pairs in alike.items()
-            }
+            | {name: likeness(pairs, work.config.seed) for name, pairs in alike.items()}
         )
         progress(1)
     return found
@@ -242,7 +249,7 @@ def stability_figures(work: Run, variables: Any, progress) -> dict:
     others = []
     for start in range(1, STARTS + 1):
         centroids = cluster(points, k, work.config.seed + start, explain.restarts).centroids
-        others.append(assigned(work, variables, some, pca, centroids).ravel())
+        others.append(assigned(work, variables, some, pca, centroids).ravel().astype(np.int64))
         progress(1)
     one = seen.places.ravel().astype(np.int64)
     ranked = work.arrays("ranking")
@@ -262,12 +269,3 @@ def stability_figures(work: Run, variables: Any, progress) -> dict:
 def number(value: float) -> float | None:
     """A number as JSON has it; None for NaN."""
     return value if np.isfinite(value) else None
-
-
-def assigned(work: Run, variables: Any, dataset: Dataset, pca: prototypes.Pca, centroids: np.ndarray) -> np.ndarray:
-    """The nearest of other centroids at every location: int64 `[n, h, w]`."""
-    pca, centroids, found = replicate(pca), replicate(centroids), []
-    for batch in batches(dataset, divisible(work.config.explain.batch_size)):
-        features = batch_features(work.model, variables, shard(batch.images))
-        found.append(fetch(assign_locations(pca, centroids, features))[: batch.mask.sum()])
-    return np.concatenate(found).astype(np.int64)

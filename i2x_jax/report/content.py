@@ -43,9 +43,8 @@ def labelled_intervals(run: Run) -> list[str]:
 def refinement_table(run: Run) -> dict:
     """The first refinement that left samples out; of a network that was not refined so, one without strategies."""
     if run.config.model.name != OWN:
-        for table in run.refinements.values():
-            if "repair" not in table:
-                return table
+        for table in repairs.leaving_out(run.refinements).values():
+            return table
     pair = tuple(int(label) for label in run.arrays("curated")["pair"])
     before = outcome(run.arrays("test")["confidence"][-1], run.splits.test, pair, run.rivals)
     names = [run.explanation.classes[label] for label in pair]
@@ -187,7 +186,7 @@ def refinement(run: Run) -> dict:
         for seed in entry["seeds"]
     ]
     order = list(table["strategies"])
-    left_out = [(name, each) for name, each in run.refinements.items() if "repair" not in each]
+    left_out = list(repairs.leaving_out(run.refinements).items())
     return {
         "pair": table["pair"],
         "seeds": table["seeds"],
@@ -211,14 +210,11 @@ def repaired(run: Run) -> list[dict]:
             "told": table["repair"],
             "words": repairs.sentences(table),
             "columns": list(repairs.columns(table).values()),
-            "against": {"unbiased_accuracy": "unbiased", "audit_accuracy": "audit", None: "swapped"}[
-                repairs.judge(table)
-            ],
+            "against": repairs.judged_on(table),
             "rows": repairs.rows(table) if repairs.applied(table) else [],
             "saved": [(action, repaired_folder(name, action)) for action in table["repair"]["saved"]],
         }
-        for name, table in run.refinements.items()
-        if "repair" in table
+        for name, table in repairs.acting(run.refinements).items()
     ]
 
 

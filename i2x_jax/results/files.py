@@ -45,11 +45,13 @@ STAGES = tuple(dict.fromkeys(stage for stage, _ in STEPS.values()))
 # What is made only when it is asked for by name, of a run that is explained; no step needs it.
 ASKED: dict[str, tuple[str, tuple[str, ...]]] = {"trust": ("trust", (TRUST,))}
 ASKED_STAGES = tuple(stage for stage, _ in ASKED.values())
+# The order in which all of them are made: the report tells of what was asked for.
+IN_ORDER = (*(step for step in STEPS if step != "report"), *ASKED, "report")
 
 
 def steps_of(stages: Collection[str]) -> list[str]:
-    """The steps of some stages, in order."""
-    return [step for step, (stage, _) in (STEPS | ASKED).items() if stage in stages]
+    """The steps of some stages, in the order in which they are made."""
+    return [step for step in IN_ORDER if (STEPS | ASKED)[step][0] in stages]
 
 
 def files_of(step: str, refinement: str = "", ledger: bool = True) -> tuple[str, ...]:

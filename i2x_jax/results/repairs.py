@@ -1,7 +1,7 @@
 """What acting on prototypes came to: a table, and sentences computed from its figures (DESIGN 2.13)."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from i2x_jax.config import ACTIONS, CONTROLS, printable
 
@@ -29,6 +29,21 @@ def columns(table: dict) -> dict[str, str]:
 def judge(table: dict) -> str | None:
     """The accuracy by which actions are judged; None where nothing may."""
     return next((each for each in JUDGES if each in table["before"]), None)
+
+
+def judged_on(table: dict) -> str:
+    """The images on which actions are held against each other: those that judge, or else the swapped ones."""
+    return {"unbiased_accuracy": "unbiased", "audit_accuracy": "audit", None: "swapped"}[judge(table)]
+
+
+def acting(tables: Mapping[str, dict]) -> dict[str, dict]:
+    """Of refinement tables by name those that act on prototypes."""
+    return {name: table for name, table in tables.items() if "repair" in table}
+
+
+def leaving_out(tables: Mapping[str, dict]) -> dict[str, dict]:
+    """Of refinement tables by name those that leave samples out."""
+    return {name: table for name, table in tables.items() if "repair" not in table}
 
 
 def acted_on(table: dict) -> str:
@@ -89,9 +104,9 @@ def sentences(table: dict) -> list[str]:
 
 def _judged(table, name):
     key = judge(table)
-    what = {"unbiased_accuracy": "unbiased", "audit_accuracy": "audit"}[key]
     before, after = table["before"][key], table["strategies"][name]["mean"][key]
-    text = f"{name} of {acted_on(table)}: accuracy on {what} images went from {100 * before:.1f} to {100 * after:.1f} %"
+    went = f"went from {100 * before:.1f} to {100 * after:.1f} %"
+    text = f"{name} of {acted_on(table)}: accuracy on {judged_on(table)} images {went}"
     rivals = [each for each in CONTROLS if each != ORACLE and against(table, name, each)]
     if not rivals:
         return f"{text}; no control was run beside it."
@@ -142,10 +157,8 @@ def shown(name: str, table: dict) -> str:
         )
     lines = [title]
     if keys and applied(table):
-        what = {"unbiased_accuracy": "unbiased", "audit_accuracy": "audit", None: "swapped"}[judge(table)]
-        lines.append(
-            f"  {'strategy':<17}" + "".join(f"{each:>16}" for each in keys.values()) + f"   less plain, {what}"
-        )
+        heads = "".join(f"{each:>16}" for each in keys.values())
+        lines.append(f"  {'strategy':<17}{heads}   less plain, {judged_on(table)}")
         lines += [_line(row) for row in rows(table)]
     lines += [textwrap.fill(printable(each), WIDTH, **INDENTED) for each in sentences(table)]
     return "\n".join(lines)

@@ -56,13 +56,13 @@ def summary(
         parts += [fidelity(explanation), told_apart(explanation)]
         if errors.max() > INCOMPLETE:
             parts.append(completeness(errors))
-        left_out = {name: table for name, table in tables.items() if "repair" not in table}
+        left_out = repairs.leaving_out(tables)
         if left_out:
             name, table = next(iter(left_out.items()))
             parts += [wavering(explanation.pair(*table["pair"]), skipped), refinement(table)]
             if len(left_out) > 1:
                 parts.append(other_refinements({key: value for key, value in left_out.items() if key != name}))
-        parts += [repairs.shown(name, table) for name, table in tables.items() if "repair" in table]
+        parts += [repairs.shown(name, table) for name, table in repairs.acting(tables).items()]
     return "\n\n".join([*parts, "\n".join(f"{what:<16} {path}" for what, path in where.items())])
 
 
