@@ -41,17 +41,13 @@ from absl import app, flags, logging
 
 from experiments.benchmarks import benchmark_stages, benchmark_tables
 from experiments.benchmarks.benchmark_worker import Side
+from experiments.benchmarks.quiet_runs import NOT_HERE, refuse_flags
 from i2x_jax import command as program
 from i2x_jax.config import InputError
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.stages import git_revision
 
 SIDES = ("ours", "baseline")
-# Flags of run.py, whose reader of command lines is used, that mean nothing here.
-NOT_HERE = (
-    *("stage", "coordinator", "num_processes", "process_id", "cluster"),
-    *("list_taps", "tensorboard", "compilation_cache"),
-)
 
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 20_000, "Training images used, at most.", lower_bound=100)
 _JSON = flags.DEFINE_string("json", None, "The file that the figures are written to.")
@@ -62,9 +58,7 @@ _GROWTH = flags.DEFINE_bool("growth", False, "Print how the cost grows instead."
 
 def check(workdir: str, json_path: str | None) -> None:
     """Raises `InputError` for what the benchmark cannot work with, before it starts."""
-    for name in NOT_HERE:
-        if flags.FLAGS[name].present:
-            raise InputError(f"--{name} has no meaning for the benchmark; allowed: see --help; leave it out")
+    refuse_flags(NOT_HERE, "for the benchmark")
     missing = [name for name in ("torch", "captum") if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(

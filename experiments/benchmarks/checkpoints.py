@@ -35,13 +35,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import numpy as np
 from absl import app, flags, logging
 
+from experiments.benchmarks.quiet_runs import NOT_HERE, made, refuse_flags
 from i2x_jax import Run
 from i2x_jax import command as program
 from i2x_jax.config import Config, InputError
 from i2x_jax.devices.compilation import keep_programs
-from i2x_jax.devices.mesh import barrier
-from i2x_jax.pipeline import stages as pipeline
-from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.train import checkpoint_steps
 from i2x_jax.results.files import CHECKPOINTS, METRICS
 from i2x_jax.results.opened_run import dataset_of
@@ -52,11 +50,6 @@ STEPS = ("train", "prototypes", "evidence")
 # What is compared, in the order of the table; the first is the criterion.
 FIGURES = {"weighted": "weighted by movement", "mean": "plain mean", "fine": "from the fine account"}
 
-# Flags of run.py, whose reader of command lines is used, that mean nothing here.
-NOT_HERE = (
-    *("workdir", "stage", "coordinator", "num_processes", "process_id", "cluster"),
-    *("list_taps", "tensorboard", "compilation_cache"),
-)
 
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "The file that the figures are written to.")
@@ -99,13 +92,6 @@ def measured(run: Run) -> dict:
     return found | path_figures(difference, moved)
 
 
-def made(config: Config, folder: pathlib.Path, splits) -> Run:
-    """A run up to its ledger."""
-    directory = RunDirectory(folder, True, barrier)
-    directory.quiet = True
-    return pipeline.run_steps(config, directory, STEPS, splits, lambda line: None)
-
-
 def adopt(trained: Run, steps: tuple[int, ...], folder: pathlib.Path) -> None:
     """Copies those checkpoints of a finished training, from which another one goes on: it has only to choose."""
     folder.mkdir()
@@ -122,7 +108,7 @@ def compare(config: Config, data_dir: str | None, folder: pathlib.Path) -> dict:
     splits = splits._replace(test=splits.validation)
     planned = {spacing: checkpoint_steps(spaced(config, spacing), splits.train) for spacing in SPACINGS}
     every = tuple(sorted({*itertools.chain.from_iterable(planned.values())}))
-    fine = made(spaced(config, every), folder / "fine", splits)
+    fine = made(spaced(config, every), folder / "fine", splits, STEPS)
     found = {"seed": config.seed, "fine": measured(fine), "spacings": {}}
     found["validation_accuracy"] = [line["accuracy"] for line in fine.metrics if line["split"] == "validation"][-1]
     for spacing, steps in planned.items():
@@ -130,7 +116,7 @@ def compare(config: Config, data_dir: str | None, folder: pathlib.Path) -> dict:
         header = json.loads((folder / spacing / "config.json").read_text())
         header["config"]["train"]["checkpoints"] = spacing
         (folder / spacing / "config.json").write_text(json.dumps(header))
-        run = made(spaced(config, spacing), folder / spacing, splits)
+        run = made(spaced(config, spacing), folder / spacing, splits, STEPS)
         figures = measured(run)
         figures["fine"] = fine_difference(run.array("account"), run.steps, fine.array("account"), fine.steps)
         found["spacings"][spacing] = figures
@@ -154,9 +140,7 @@ def table(found: dict) -> str:
 
 def main(_):
     """Trains, measures, prints, writes."""
-    for name in NOT_HERE:
-        if flags.FLAGS[name].present:
-            raise InputError(f"--{name} has no meaning here; allowed: see --help; leave it out")
+    refuse_flags(("workdir", *NOT_HERE))
     keep_programs("default")
     config, data_dir = program.config(), program.data_dir()
     if config.train.num_checkpoints < 3:

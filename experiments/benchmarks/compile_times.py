@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 import jax
 from absl import app, flags, logging
 
-from experiments.benchmarks.benchmark import NOT_HERE
+from experiments.benchmarks.quiet_runs import NOT_HERE, refuse_flags
 from i2x_jax import command as program
 from i2x_jax.config import Config, InputError
 from i2x_jax.devices.compilation import keep_programs
@@ -80,9 +80,7 @@ def shortened(config: Config) -> Config:
 
 def main(_):
     """Runs and prints."""
-    for name in ("workdir", *NOT_HERE):
-        if flags.FLAGS[name].present:
-            raise InputError(f"--{name} has no meaning here; allowed: see --help; leave it out")
+    refuse_flags(("workdir", *NOT_HERE))
     keep_programs("off")
     programs = Programs()
     config = shortened(program.config())

@@ -32,26 +32,20 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 from absl import app, flags, logging
 
+from experiments.benchmarks import quiet_runs
+from experiments.benchmarks.quiet_runs import NOT_HERE, refuse_flags
 from i2x_jax import Run
 from i2x_jax import command as program
 from i2x_jax.config import Config, InputError
 from i2x_jax.data.dataset import Dataset
 from i2x_jax.devices.compilation import keep_programs
-from i2x_jax.devices.mesh import barrier
 from i2x_jax.pipeline import refine as stage
 from i2x_jax.pipeline import stages as pipeline
-from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.refinement import strategies as refinement
-from i2x_jax.results.files import STEPS
 from i2x_jax.results.opened_run import dataset_of
 
 DEFAULT = pathlib.Path(__file__).resolve().parents[1] / "planted.py"
 LEAST_HARM = 0.05
-# Flags of run.py, whose reader of command lines is used, that mean nothing here.
-NOT_HERE = (
-    *("stage", "coordinator", "num_processes", "process_id", "cluster"),
-    *("list_taps", "tensorboard", "compilation_cache"),
-)
 
 _MODELS = flags.DEFINE_integer("models", 1, "How many networks are trained.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", None, "The file that the figures are written to.")
@@ -63,11 +57,9 @@ def restored(before: float, after: float, twin: float) -> float:
 
 
 def made(config: Config, folder: pathlib.Path, data_dir: str | None, last: str) -> Run:
-    """A run up to a step."""
-    directory = RunDirectory(folder, True, barrier, config.refine.name)
-    directory.quiet = True
-    steps = [step for step in list(STEPS)[: list(STEPS).index(last) + 1] if step != "contact_sheet"]
-    return pipeline.run_steps(config, directory, steps, dataset_of(config, data_dir), lambda line: None)
+    """A run up to the end of a stage."""
+    steps = [step for step in pipeline.needed_steps([last]) if step != "contact_sheet"]
+    return quiet_runs.made(config, folder, dataset_of(config, data_dir), steps)
 
 
 def without_link(config: Config, num_classes: int) -> Config:
@@ -135,9 +127,7 @@ def table_of(found: dict) -> str:
 
 def main(_):
     """Trains, acts, prints, writes."""
-    for name in NOT_HERE:
-        if flags.FLAGS[name].present:
-            raise InputError(f"--{name} has no meaning here; allowed: see --help; leave it out")
+    refuse_flags(NOT_HERE)
     keep_programs("default")
     if not flags.FLAGS["config"].present:
         flags.FLAGS.config = str(DEFAULT)

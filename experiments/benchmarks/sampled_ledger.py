@@ -30,15 +30,14 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
+from experiments.benchmarks.quiet_runs import made
 from i2x_jax import Run
 from i2x_jax.config import InputError, to_dict
 from i2x_jax.data.dataset import batches
-from i2x_jax.devices.mesh import barrier, fetch
+from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence.measuring import batch_features
 from i2x_jax.evidence.saliency import contributions
 from i2x_jax.explanation.trust import adjusted_rand
-from i2x_jax.pipeline import stages as pipeline
-from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.results.comparison import Side, compare
 from i2x_jax.results.files import CHECKPOINTS, METRICS
 
@@ -90,9 +89,7 @@ def fitted(trained: Run, max_locations: int, more: int, folder: pathlib.Path) ->
     for name in ("labels.npy", "steps.npy", METRICS):
         shutil.copy(trained.path / name, folder / name)
     shutil.copytree(trained.path / CHECKPOINTS, folder / CHECKPOINTS)
-    directory = RunDirectory(folder, True, barrier)
-    directory.quiet = True
-    return pipeline.run_steps(config, directory, STEPS, trained.splits, lambda line: None)
+    return made(config, folder, trained.splits, STEPS)
 
 
 def entries(run: Run) -> np.ndarray:

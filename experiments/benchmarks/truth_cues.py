@@ -11,15 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.benchmarks import quiet_runs
 from i2x_jax import Run
 from i2x_jax.config import Config, from_config_dict
 from i2x_jax.data import planted
 from i2x_jax.data.dataset import Dataset, Splits, hold_out, load_splits
-from i2x_jax.devices.mesh import barrier
 from i2x_jax.explanation import analysis, mapping, ranking, uncertainty
-from i2x_jax.pipeline import stages as pipeline
-from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.explain import read_measured
+from i2x_jax.refinement.actions import inside_boxes
 
 PLANTS = ("tag", "tag_anywhere", "colour")
 TWIN = "twin"
@@ -77,10 +76,8 @@ def _some(dataset: Dataset, count: int) -> Dataset:
 
 
 def made(config: Config, splits: Splits, folder: pathlib.Path) -> Run:
-    """The run up to its ranking, gone on with where it was stopped."""
-    directory = RunDirectory(folder, True, barrier)
-    directory.quiet = True
-    return pipeline.run_steps(config, directory, STEPS, splits, lambda line: None)
+    """The run up to its ranking."""
+    return quiet_runs.made(config, folder, splits, STEPS)
 
 
 def on_cue(masks: np.ndarray, run: Run, reach: float = REACH) -> np.ndarray:
@@ -95,8 +92,7 @@ def on_cue(masks: np.ndarray, run: Run, reach: float = REACH) -> np.ndarray:
     for axis, span in enumerate(run.model.places, 1):
         centres = span.start + span.stride * np.arange(run.model.feature_shape[axis - 1])
         pixels, far = np.arange(masks.shape[axis]), reach * span.stride
-        inside = (pixels >= centres[:, None] - far) & (pixels < centres[:, None] + far)
-        found = np.moveaxis(np.moveaxis(found, axis, -1) @ inside.T, -1, axis)
+        found = np.moveaxis(np.moveaxis(found, axis, -1) @ inside_boxes(pixels, centres, far), -1, axis)
     return found
 
 

@@ -24,18 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.benchmarks import quiet_runs
 from i2x_jax import Run, parts
 from i2x_jax.config import from_config_dict
 from i2x_jax.data.dataset import load_splits
-from i2x_jax.devices.mesh import barrier, fetch
+from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence.deletion import ink
 from i2x_jax.evidence.geometry import location_centres
 from i2x_jax.evidence.measuring import assign_locations, batch_features
 from i2x_jax.evidence.prototypes import pca_of
 from i2x_jax.evidence.saliency import contributions, saliency_maps
 from i2x_jax.explanation import trust
-from i2x_jax.pipeline import stages as pipeline
-from i2x_jax.pipeline.directory import RunDirectory
 
 NETWORKS = {
     "cnn": {"name": "cnn", "width": 24},
@@ -79,10 +78,8 @@ def made(network: str, seed: int, epochs: int, folder: pathlib.Path) -> Run:
             "explain": {"num_prototypes": 32},
         }
     )
-    directory = RunDirectory(folder, True, barrier)
-    directory.quiet = True
     splits = load_splits(config.data.name, config.data.validation, seed=config.seed)
-    return pipeline.run_steps(config, directory, STEPS, splits, lambda line: None)
+    return quiet_runs.made(config, folder, splits, STEPS)
 
 
 @functools.partial(jax.jit, static_argnames="model")
