@@ -7,7 +7,9 @@ import logging
 import pathlib
 import re
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -181,6 +183,23 @@ def restore_foreign(folder: pathlib.Path, like: Any = None) -> Any:
     )
 
 
+@contextlib.contextmanager
+def _uninterrupted():
+    """Puts off a Ctrl-C to the end of the block: a save that is cut short leaves a thread that nobody waits for."""
+    # Only there are handlers set; and one that was not set from Python could not be put back.
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is None:
+        yield
+        return
+    asked = []
+    handler = signal.signal(signal.SIGINT, lambda *_: asked.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if asked:
+        signal.raise_signal(signal.SIGINT)
+
+
 class Checkpoints:
     """A folder of checkpoints, one per step, with the items `variables` and `optimizer`; to be used under `with`.
 
@@ -220,7 +239,7 @@ class Checkpoints:
         items = {"variables": variables} if optimizer is None else {"variables": variables, "optimizer": optimizer}
         self._check_space(items)
         args = ocp.args.Composite(**{name: ocp.args.StandardSave(tree) for name, tree in items.items()})
-        with self._writing():
+        with self._writing(), _uninterrupted():
             self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:

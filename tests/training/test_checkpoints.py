@@ -2,6 +2,7 @@ import functools
 import itertools
 import math
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -166,6 +167,27 @@ def refusal(folder, step, like):
     message = one_line(error)
     assert str(folder / str(step)) in message
     return message
+
+
+def test_a_save_that_is_interrupted_is_finished_first(tmp_path, monkeypatch):
+    """Cut short, it would leave a thread that nobody waits for, and whose words end in the user's terminal."""
+    whole, finished = ocp.CheckpointManager.save, []
+
+    def save(manager, *arguments, **keywords):
+        signal.raise_signal(signal.SIGINT)
+        whole(manager, *arguments, **keywords)
+        finished.append(True)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", save)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(3, *state("sgd"))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert finished
+    assert present_steps(tmp_path) == (3,)
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
