@@ -169,6 +169,12 @@ class ExplainConfig(_Group):
     """How it is explained."""
 
     _prefix = "explain."
+    classes: tuple[str, ...] = _setting(
+        (), "Classes whose training images are explained, at least two; none for all.", parse="classes"
+    )
+    max_images: int = _setting(
+        0, "Training images explained, at most, of each class as many as of any other; 0 for all.", low=0
+    )
     num_prototypes: int = _setting(16, "Prototypes, the clusters of K-means.", low=2)
     pca_dims: int = _setting(32, "Dimensions that feature vectors are reduced to before.", low=1)
     max_locations: int = _setting(
@@ -317,6 +323,8 @@ def allowed(field: dataclasses.Field) -> str:
         return f"{', '.join(map(repr, SPACINGS))}, or steps of at least 0 such as 0,20,100"
     if rules.get("parse") == "pair":
         return "two different class names such as 4,9, or nothing"
+    if rules.get("parse") == "classes":
+        return "at least two different class names such as 4,7,9, or nothing"
     if rules.get("parse") == "ids":
         return "different numbers of prototypes such as 7,12, or nothing"
     if "subset" in rules:
@@ -349,6 +357,8 @@ def _value_schema(field):
         return said | {"oneOf": [{"enum": list(rules["choices"])}, steps]}
     if rules.get("parse") == "pair":
         return said | {"type": "array", "items": {"type": "string"}, "maxItems": 2, "uniqueItems": True}
+    if rules.get("parse") == "classes":
+        return said | {"type": "array", "items": {"type": "string"}, "uniqueItems": True}
     if rules.get("parse") == "ids":
         return said | {"type": "array", "items": {"type": "integer", "minimum": 0}, "uniqueItems": True}
     if "subset" in rules:
@@ -389,7 +399,7 @@ def _checked(key, value, field):
     rules = field.metadata
     if "parse" in rules:
         made = {"checkpoints": _checkpoints, "ids": _ids}.get(
-            rules["parse"], lambda value: _names(value, rules.get("subset"))
+            rules["parse"], lambda value: _names(value, rules.get("subset"), rules["parse"] == "classes")
         )(value)
         if made is None:
             raise _refused(key, value, field)
@@ -445,8 +455,10 @@ def _ids(value):
     return tuple(int(each) for each in value) if good and len(set(value)) == len(value) else None
 
 
-def _names(value, subset):
+def _names(value, subset, any_number=False):
     """The names as they are, commas and spaces included; None where they are not what is asked for.
+
+    That is some of a subset, two names or none, or any number of at least two, or none.
 
     A class may well be called 4, and (4, 9) means the two of that name.
     """
@@ -455,5 +467,6 @@ def _names(value, subset):
     if not all(isinstance(name, (str, numbers.Integral)) and not isinstance(name, bool) for name in value):
         return None
     names = tuple(str(name) for name in value)
-    wrong = not names or set(names) - set(subset) if subset else len(names) not in (0, 2) or "" in names
+    counted = len(names) == 1 if any_number else len(names) not in (0, 2)
+    wrong = not names or set(names) - set(subset) if subset else counted or "" in names
     return None if wrong or len(set(names)) != len(names) else names

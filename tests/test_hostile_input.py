@@ -129,6 +129,9 @@ VALUES = {
     "model": ({"model.name": "cnnn"}, "unknown model 'cnnn'"),
     "tap": ({"model.tap": "conv9"}, "unknown tap 'conv9'"),
     "pair": ({"refine.pair": ("4", "x")}, "refine.pair names 'x'"),
+    "classes to explain": ({"explain.classes": ("4", "x")}, "explain.classes names 'x'"),
+    "one class to explain": ({"explain.classes": ("4",)}, "explain.classes is ('4',)"),
+    "too few images to explain": ({"explain.max_images": 99}, "at least 100, 10 of each"),
     "step beyond the end": ({"train.checkpoints": (0, 5000)}, "step 5000"),
 }
 

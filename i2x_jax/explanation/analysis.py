@@ -102,12 +102,14 @@ def choose_pairs(config: Config, classes: Sequence[str], confidence: np.ndarray,
     The margin of a pair is a saliency of its own: with `explain.pair_target` margin the refined pair alone is analysed.
 
     Args:
-      config: `refine.pair`, `explain.max_pairs` and `explain.pair_target` are used.
+      config: `refine.pair`, `explain.max_pairs`, `explain.classes` and `explain.pair_target` are used.
       classes: M names.
       confidence: of the last checkpoint [n,M], 0 to 1.
       labels: int [n].
     """
-    ranked = rank_pairs(soft_confusion(confidence, labels))
+    # Of the others there are no images to tell anything by.
+    known = [name in (config.explain.classes or classes) for name in classes]
+    ranked = [(a, b) for a, b in rank_pairs(soft_confusion(confidence, labels)) if known[a] and known[b]]
     refined = tuple(sorted(classes.index(name) for name in config.refine.pair)) or ranked[0]
     if config.explain.pair_target == "margin":
         return Pairs(refined, (refined,))

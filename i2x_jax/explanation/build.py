@@ -170,6 +170,9 @@ def _pairs(measured, scores):
     np.add.at(taken_for, (labels, confidence[-1].argmax(axis=1)), 1)
     # Of two classes that do not keep each other, nothing could be said but how far they are confused.
     kept = {pair for pair in rival_pairs(measured.rivals) if mutual(measured.rivals, *pair)}
+    # Nor of a class of which no image was explained.
+    there = set(np.unique(measured.labels).tolist())
+    kept = {pair for pair in kept if there.issuperset(pair)}
     return tuple(
         PairExplanation(
             a=classes[a],

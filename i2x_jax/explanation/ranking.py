@@ -210,8 +210,9 @@ def ranking(evidence: np.ndarray, found: Census) -> dict[str, np.ndarray]:
       evidence: [T,K,M] of `location_evidence` or `contribution_evidence`.
       found: of `census`.
     """
-    final = evidence[-1]
-    label = final.argmax(1)
+    final, explained = evidence[-1], found.samples > 0
+    # Of a class without images nothing could be said beside it.
+    label = np.where(explained, final, -np.inf).argmax(1)
     course = np.take_along_axis(evidence, label[None, :, None], axis=2)[..., 0]
     counts = found.locations.sum(1)
     ranked = (counts > 0) & (counts >= LEAST_SHARE * counts.sum())
@@ -223,10 +224,10 @@ def ranking(evidence: np.ndarray, found: Census) -> dict[str, np.ndarray]:
         "ranked": ranked,
         "exclusivity": exclusive,
         "exclusive_label": np.int32(exclusive_label),
-        "present": found.images / np.maximum(found.samples, 1),
+        "present": np.where(explained, found.images / np.maximum(found.samples, 1), np.nan),
         "entropy": place_entropy(found.places),
         "since": np.int32(since(course)),
-        "top_over_median": np.float64(top_over_median(np.where(ranked, final.max(1), np.nan))),
+        "top_over_median": np.float64(top_over_median(np.where(ranked, course[-1], np.nan))),
     }
 
 
@@ -259,7 +260,7 @@ def mcnemar(gained: int, lost: int) -> float:
 
 def order(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
     """Ids of all prototypes, int64 [K]: those that are ranked by falling evidence, then the others by their number."""
-    score = np.where(arrays["ranked"], arrays["evidence"].max(1), -np.inf)
+    score = np.where(arrays["ranked"], arrays["course"][-1], -np.inf)
     return np.argsort(-score, kind="stable")
 
 
@@ -274,7 +275,7 @@ def ranked_prototypes(
       steps: T of them.
     """
     ids, ranked, labels = order(arrays), arrays["ranked"], arrays["label"]
-    scores = arrays["evidence"].max(1)
+    scores = arrays["course"][-1]
     median = float(np.median(scores[ranked])) if ranked.any() else 0.0
     found = []
     for place, k in enumerate(ids.tolist(), 1):
@@ -290,7 +291,7 @@ def ranked_prototypes(
                 exclusivity=_known(arrays["exclusivity"][k]),
                 exclusive=classes[arrays["exclusive_label"][k]],
                 in_class=float(present[own]),
-                in_others=float(np.delete(present, own).mean()) if len(present) > 1 else 0.0,
+                in_others=float(np.nanmean(others)) if np.isfinite(others := np.delete(present, own)).any() else 0.0,
                 entropy=_known(arrays["entropy"][k]),
                 since=int(steps[first]) if first >= 0 else None,
                 drop=_drops(arrays, k),

@@ -10,7 +10,7 @@ import numpy as np
 from i2x_jax.config import InputError
 from i2x_jax.devices.mesh import replicate
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.pipeline.train import measure
+from i2x_jax.pipeline.train import measure, save_rows
 from i2x_jax.results.files import CHECKPOINTS
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import Checkpoints
@@ -27,7 +27,7 @@ class Checkpoint(NamedTuple):
 
 
 def adopt(directory: RunDirectory, work: Run, given: Sequence[Checkpoint]) -> None:
-    """Copies checkpoints into the run: checkpoints/, metrics.jsonl, labels.npy and steps.npy, as `train` makes them.
+    """Copies checkpoints into the run: checkpoints/, metrics.jsonl, and the .npy files that `train` makes.
 
     BatchNorm statistics are kept as they are: of a network from elsewhere nobody here knows which variables they are.
 
@@ -50,8 +50,7 @@ def adopt(directory: RunDirectory, work: Run, given: Sequence[Checkpoint]) -> No
                 kept.save(each.step, variables)
                 bar.update(1)
     with directory.making("train") as folder:
-        np.save(folder / "labels.npy", work.dataset.labels)
-        np.save(folder / "steps.npy", np.array(steps, np.int32))
+        save_rows(folder, work.dataset, steps)
 
 
 def survey(given: Sequence[Checkpoint]) -> tuple[Any, str]:

@@ -80,9 +80,12 @@ def plan_leaving_out(
     idle = [] if len(curated.left_out) else settings.strategies
     reasons = {name: reason for name in idle if set(refinement.phases(name)) != {"full"}}
 
+    # Where a part was explained, only images of that part can be left out; training is on the others too.
+    trained = np.flatnonzero(np.isin(work.splits.train.rows, work.dataset.rows))
+
     def sets(draws):
         left_out = refinement.left_out_sets(curated.left_out, work.dataset.labels, work.own_confidence, draws)
-        return refinement.without(work.dataset, left_out)
+        return refinement.without(work.splits.train, {name: trained[rows] for name, rows in left_out.items()})
 
     labels, classes = work.dataset.labels, work.dataset.class_names
     counts = {classes[label]: int((labels[curated.left_out] == label).sum()) for label in refining.pair}
@@ -135,7 +138,7 @@ def fine_tune(directory: RunDirectory, work: Run, settings: RefineConfig, plan: 
       plan: what is run.
     """
     applicable, refining = plan.run(), plan.refining
-    steps = steps_per_pass(len(work.dataset.labels), refining.recipe.batch_size)
+    steps = steps_per_pass(len(refining.train.labels), refining.recipe.batch_size)
     images = refinement.count_phases(applicable, refining.phases) * steps * refining.recipe.batch_size
     runs = []
     with directory.progress_bar("refining", images * settings.seeds, "image") as bar:

@@ -15,6 +15,7 @@ import numpy as np
 from i2x_jax import config as config_lib
 from i2x_jax.config import Config, InputError
 from i2x_jax.data.dataset import Splits, fingerprint
+from i2x_jax.data.part import check_part, explained
 from i2x_jax.devices.mesh import barrier, is_main
 from i2x_jax.explanation.rivals import MANY_CLASSES
 from i2x_jax.models import torch_weights
@@ -180,13 +181,14 @@ def check_feasible(config: Config, splits: Splits, model: Model) -> None:
 
 def check_explainable(config: Config, splits: Splits, model: Model) -> None:
     """Raises `InputError` for settings of the explanation that do not fit the data or the model."""
-    train = splits.train
+    explain, train = config.explain, splits.train
+    check_part(train, explain, config.refine.pair, config.seed)
     h, w, d = model.feature_shape
+    count = len(explained(train, explain, config.seed).labels)
     places = min(
-        len(train.labels) * h * w,
-        locations_wanted(config.explain.max_locations, config.explain.num_prototypes) or math.inf,
+        count * h * w,
+        locations_wanted(explain.max_locations, explain.num_prototypes) or math.inf,
     )
-    explain = config.explain
     for key, value, high, what in (
         ("explain.num_prototypes", explain.num_prototypes, places, "feature locations that K-means is fitted on"),
         ("explain.num_prototypes", explain.num_prototypes, MAX_PROTOTYPES, "prototypes that fit an int16"),
@@ -215,6 +217,11 @@ def check_actions(config: Config, model: Model) -> None:
         raise InputError(
             f"config key refine.prototypes names {unknown[0]}; allowed: 0 to {k - 1}, the {k} prototypes of this run; "
             "set refine.prototypes"
+        )
+    if config.refine.acts and (config.explain.classes or config.explain.max_images):
+        raise InputError(
+            "config key refine.prototypes or refine.pick is set where a part of the training images is explained; "
+            "allowed: either; masks need the prototypes of every training image: explain all in another --workdir"
         )
     if config.refine.acts and "drop" in config.refine.actions and not model.linear_head:
         raise InputError(
@@ -271,12 +278,14 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
         if not directory.complete("evidence") and header["config"]["refine"] != settings["refine"]:
             directory.write_json(CONFIG, header | {"config": settings})
         return
+    images = {name: len(split.labels) for name, split in splits.sets().items()}
     provenance = {
         "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
         "devices": [str(device) for device in jax.devices()],
         "platform": jax.default_backend(),
         "git_revision": git_revision(),
         "data_fingerprint": prints,
+        "images": images | {"explained": len(explained(splits.train, config.explain, config.seed).labels)},
     }
     provenance |= weights
     header = {"config": settings, "provenance": provenance, "timing": {}, "peak_memory": {}}

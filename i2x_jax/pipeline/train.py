@@ -76,7 +76,7 @@ def measure(directory: RunDirectory, work: Run, variables: Variables, step: int,
 
 
 def train(directory: RunDirectory, work: Run) -> None:
-    """Trains, or goes on training, and writes checkpoints/, metrics.jsonl, labels.npy and steps.npy (DESIGN 2.1).
+    """Trains, or goes on training, and writes checkpoints/, metrics.jsonl and what `save_rows` says (DESIGN 2.1).
 
     Raises:
       InputError: the loss was not finite at some step.
@@ -88,10 +88,17 @@ def train(directory: RunDirectory, work: Run) -> None:
     if kept != planned:
         directory.replace_metrics(functools.partial(metrics_of, kept=kept))
     with directory.making("train") as folder:
-        np.save(folder / "labels.npy", work.splits.train.labels)
-        np.save(folder / "steps.npy", np.array(kept, np.int32))
+        save_rows(folder, work.dataset, kept)
     # Last: killed before that, they are there to choose from, and killed meanwhile, it is known which are not wanted.
     directory.discard_checkpoints()
+
+
+def save_rows(folder: pathlib.Path, explained: Dataset, steps: Sequence[int]) -> None:
+    """labels.npy and rows.npy of the training images that are explained, and steps.npy of the kept checkpoints."""
+    rows = np.arange(len(explained.labels)) if explained.rows is None else explained.rows
+    np.save(folder / "rows.npy", np.asarray(rows, np.int64))
+    np.save(folder / "labels.npy", explained.labels)
+    np.save(folder / "steps.npy", np.array(steps, np.int32))
 
 
 def planned_steps(directory: RunDirectory, work: Run) -> tuple[int, ...]:

@@ -91,6 +91,7 @@ def overview(run: Run) -> dict:
         "own": own,
         "refined": bool(table["strategies"]),
         "samples": len(run.array("labels")),
+        "part": run.part,
         "map_shape": list(assignments.shape[1:]),
         "last_step": int(run.steps[-1]),
         "accuracy": {name: last[name]["accuracy"] for name in ("train", "validation") if name in last},

@@ -43,6 +43,7 @@ def _spec(dtype, shape="", **rules):
 ARRAYS: dict[str, dict[str, Spec]] = {
     "steps.npy": {"": _spec("int32", "T", low=0)},
     "labels.npy": {"": _spec("int32", "N", low=0, below="M")},
+    "rows.npy": {"": _spec("int64", "N", low=0)},
     "assignments.npy": {"": _spec("int16", "N h w", low=0, below="K")},
     "intensity.npy": {"": _spec("float32", "T N K", low=0)},
     "account.npy": {"": _spec("float32", "I N A")},
@@ -86,7 +87,7 @@ ARRAYS: dict[str, dict[str, Spec]] = {
         "ranked": _spec("bool", "K"),
         "exclusivity": _spec("float64", "K", low=0, nan=True),
         "exclusive_label": _spec("int32", "K", low=0, below="M"),
-        "present": _spec("float64", "K M", low=0),
+        "present": _spec("float64", "K M", low=0, nan=True),
         "entropy": _spec("float64", "K", low=0, nan=True),
         "since": _spec("int32", "K", low=-1, below="T"),
         "top_over_median": _spec("float64", low=0, nan=True),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from i2x_jax.config import ACTIONS, OWN, Config, InputError, printable
-from i2x_jax.data import planted
+from i2x_jax.data import part, planted
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
 from i2x_jax.explanation import account, degenerate, ranking, uncertainty
 from i2x_jax.explanation.account import ClassLedger, ImageAccount, PairEntry
@@ -42,6 +42,7 @@ from i2x_jax.results.files import (
     file_state,
     read,
     read_config,
+    read_header,
     read_json,
     read_metrics,
     refinement_file,
@@ -99,7 +100,7 @@ class Run:
         return "\n".join(lines)
 
     def array(self, name: str) -> np.ndarray:
-        """A .npy file by its name without ending: steps, labels, assignments, intensity, confidence, groups."""
+        """A .npy file by its name without ending: steps, labels, rows, assignments, intensity, confidence, groups."""
         path, sizes = self._known(name, ".npy"), self._sizes(name)
         # Every value is checked, once as long as the file is the same.
         key = file_state(path), sizes
@@ -128,12 +129,13 @@ class Run:
         if "splits" in vars(self):
             symbols = {"train": "N", "validation": "V", "test": "E", "audit": "G", "unbiased": "B"}
             sizes |= {symbols[name]: len(each.labels) for name, each in self.splits.sets().items()}
+            sizes["N"] = len(self.dataset.labels)
             sizes["M"] = len(self.dataset.class_names)
-        elif name not in ("steps", "labels", "rivals"):
+        elif name not in ("steps", "labels", "rows", "rivals"):
             sizes["N"] = len(self.array("labels"))
         if "model" in vars(self):
             sizes |= dict(zip("hwd", self.model.feature_shape, strict=True))
-        if name not in ("steps", "labels"):
+        if name not in ("steps", "labels", "rows"):
             sizes |= {"T": len(self.steps), "I": len(self.steps) - 1, "J": len(self.steps) - 2}
         if name in KEPT_ONLY and (self.path / "rivals.npy").exists():
             m, r = self.rivals.shape
@@ -164,10 +166,24 @@ class Run:
         self._refuse_own()
         return dataset_of(self.config, self._data_dir)
 
-    @property
+    @functools.cached_property
     def dataset(self) -> Dataset:
-        """The N training samples, in the order of every array of the run."""
-        return self.splits.train
+        """The N training samples that are explained, in the order of every array of the run.
+
+        They are `splits.train`, unless `explain.classes` or `explain.max_images` leave some out.
+        """
+        return part.explained(self.splits.train, self.config.explain, self.config.seed)
+
+    @property
+    def part(self) -> str:
+        """Which part of the training images was explained, in words; '' where it was all of them."""
+        images = read_header(self.path)["provenance"].get("images", {})
+        if images.get("explained") == images.get("train"):
+            return ""
+        settings, classes = self.config.explain, len(self.explanation.classes)
+        which = [f"{len(settings.classes)} of {classes} classes"] if settings.classes else []
+        which += [f"at most {settings.max_images:,}"] if settings.max_images else []
+        return f"{images['explained']:,} of {images['train']:,} training images ({', '.join(which)})"
 
     def truth(self, split: str = "train") -> np.ndarray:
         """Where the cue is that `data.plant` drew into the images (DESIGN 2.11); needs the data.
@@ -188,7 +204,8 @@ class Run:
                 f"nothing was planted into the images of {self.path}; allowed: a run with data.plant; set "
                 "--config.data.plant and another workdir"
             )
-        return planted.masks(getattr(self.splits, split))
+        masks = planted.masks(getattr(self.splits, split))
+        return masks[np.isin(self.splits.train.rows, self.dataset.rows)] if split == "train" else masks
 
     @functools.cached_property
     def explanation(self) -> Explanation:
@@ -452,19 +469,25 @@ class Run:
         if split == GIVEN:
             image = asked.whole(image, "the image", 0)
             for name in SPLITS:
-                rows = getattr(self.splits, name).rows
+                rows = self._set(name).rows
                 found = [] if rows is None else np.flatnonzero(rows == image)
                 if len(found):
                     return name, int(found[0])
             raise InputError(
-                f"image {image} of the data that were given is in no split; allowed: an index into these data, of an "
-                "image that was not dropped; check the number"
+                f"image {image} of the data that were given is in no split, or was not explained; allowed: an index "
+                "into these data, of an image that was not left out; check the number"
             )
         labels = self.array("labels") if split == "train" else self.arrays(split)["labels"]
         return split, asked.whole(image, f"the {split} image", 0, len(labels) - 1)
 
+    def _set(self, split):
+        """The images of a split; of the training images those that are explained."""
+        return self.dataset if split == "train" else getattr(self.splits, split)
+
     def _row_of(self, split, image):
-        rows = getattr(self.splits, split).rows
+        if split == "train" and (self.path / "rows.npy").exists():
+            return int(self.array("rows")[image])
+        rows = self._set(split).rows
         return image if rows is None else int(rows[image])
 
     def _seen_in_training(self, row):
@@ -557,9 +580,15 @@ class Run:
           interval: two neighbouring steps, such as (22, 63) or `steps[4:6]`; None for all.
 
         Raises:
-          InputError: an unknown class or interval, or a run that was made before there was a ledger.
+          InputError: an unknown class or interval, one of which no image was explained, or a run that was made before
+            there was a ledger.
         """
         found = self._class_ledger(self._label(name), self._with_ledger)
+        if not (self.array("labels") == self._label(name)).any():
+            raise InputError(
+                f"no image of class {printable(name)!r} was explained; allowed: "
+                f"{', '.join(map(printable, self.config.explain.classes))}, those of explain.classes; name one of them"
+            )
         if interval is None:
             return found
         intervals = {(each.from_step, each.to_step): each for each in found.intervals}
@@ -572,21 +601,22 @@ class Run:
 
     @functools.cached_property
     def ledgers(self) -> tuple[ClassLedger, ...]:
-        """The ledgers of all classes, in their order; as `ledger`."""
+        """The ledgers of all classes, in their order, as `ledger`; all zeros of one of which no image was explained."""
         found = self._with_ledger
         return tuple(self._class_ledger(label, found) for label in range(len(self.explanation.classes)))
 
     def _class_ledger(self, label, found):
         rows = np.flatnonzero(self.array("labels") == label)
+        count = max(len(rows), 1)
         return account.class_ledger(
             label,
             self.explanation.classes,
             self.steps,
             found,
             self.rivals[label],
-            np.asarray(self.own_confidence[:, rows], np.float64).mean(1),
+            self.own_confidence[:, rows].sum(1, dtype=np.float64) / count,
             account.account_error(self.array("account")[:, rows]),
-            (self._area[rows] > 0).mean(0),
+            (self._area[rows] > 0).sum(0) / count,
         )
 
     @property
@@ -732,10 +762,11 @@ class Run:
         )
 
     def _told(self, pair):
-        """What deserves a look, and how a pair was learned, as far as the run can tell."""
+        """What was explained, what deserves a look, and how a pair was learned, as far as the run can tell."""
         look = summary.look_first(self.ranking, self.alarms) if self.has_ranking else None
+        explained = f"Explained: {self.part}" if self.part else None
         trusted = summary.trusted(findings.trust(self.trust)) if self.has_trust else None
-        return [each for each in (look, trusted, self._learned(pair)) if each is not None]
+        return [each for each in (explained, look, trusted, self._learned(pair)) if each is not None]
 
     def _learned(self, pair):
         """`summary.learning_story` of a pair, or of the most confused one; None without a ledger."""
@@ -819,7 +850,7 @@ class Run:
         pixels = (
             asked.pixels(image, self.dataset.images.shape[1:])
             if told.image is None
-            else (getattr(self.splits, told.split).images[told.image])
+            else (self._set(told.split).images[told.image])
         )
         numbers = [each.prototype for each in told.prototypes if each.share > 0]
         return plots.image_picture(pixels, told.assignments, numbers, maps, self.model.places)

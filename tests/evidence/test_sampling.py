@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from i2x_jax.data.part import hashes
 from i2x_jax.evidence import sampling
-from i2x_jax.evidence.sampling import hashes, sample_locations
+from i2x_jax.evidence.sampling import sample_locations
 
 COUNT, WANTED = 100_000, 5_000
 
@@ -23,7 +24,7 @@ def test_hashes_are_splitmix64_of_seed_and_number(seed):
     gamma = 0x9E3779B97F4A7C15
     begin = splitmix64((seed + 1) * gamma)
     expected = [splitmix64(begin + number * gamma) for number in range(2**40, 2**40 + 20)]
-    found = hashes(2**40, 2**40 + 20, seed)
+    found = hashes(np.arange(2**40, 2**40 + 20), seed)
     assert found.dtype == np.uint64
     assert found.tolist() == expected
 
@@ -36,7 +37,7 @@ def test_the_first_number_is_that_of_the_published_generator():
 def test_is_the_smallest_hashes():
     found = sample_locations(COUNT, WANTED, 3)
     assert found.dtype == np.int64
-    np.testing.assert_array_equal(found, np.sort(np.argsort(hashes(0, COUNT, 3))[:WANTED]))
+    np.testing.assert_array_equal(found, np.sort(np.argsort(hashes(np.arange(COUNT), 3))[:WANTED]))
     np.testing.assert_array_equal(found, sample_locations(COUNT, WANTED, 3))
 
 

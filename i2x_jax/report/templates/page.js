@@ -307,9 +307,12 @@
         strip(group.picture, [group.rows.length, ...each.tile], `Images ${list(group.rows)}, drawn at random`))) : [el("p", {}, "No image of this class changed in this interval.")]));
     };
     showGroups(Math.min(shownInterval, intervals.length - 1));
-    fill(panel("class"),
+    const head = [
       el("h3", { tabindex: -1 }, "Class " + quoted(c)),
       el("div", { class: "chooser" }, chooser("Class", "choose-class", names.map((name, d) => [d, name]), c, (value) => go(link.class(value)))),
+    ];
+    if (!each.samples) return fill(panel("class"), head, el("p", {}, "No image of this class was explained; it is in the softmax of all others."));
+    fill(panel("class"), head,
       ...ledgerOfClass(c),
       el("h4", {}, "What its images have in common"),
       el("p", {}, `${each.samples.toLocaleString("en")} training images. `, each.shared.length ? "Shared prototypes, salient in at least 80 % of them:" : "No prototype is salient in 80 % of them."),
@@ -511,7 +514,7 @@
   const start = () => {
     for (const place of document.querySelectorAll(".plot[data-chart]")) if (data.specs[place.dataset.chart]) plan(place, place.dataset.chart);
     showPrototype(ranked[0]);
-    showClass(0);
+    showClass(Math.max(0, perClass.findIndex((each) => each.samples)));
     const first = pairs.find((pair) => pair.refined) || pairs[0];
     showPair(first.a, first.b);
     showImage(images.kinds.confused[0]);

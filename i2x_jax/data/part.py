@@ -1,0 +1,98 @@
+"""Which of the training images are explained: all, or some classes, or as many of each class as may be (DESIGN 2.2).
+
+NumPy only.
+"""
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+
+from i2x_jax.config import ExplainConfig, InputError
+from i2x_jax.data.dataset import MIN_TRAIN_PER_CLASS, Dataset
+
+# The constants of SplitMix64 (Steele, Lea, Flood 2014): from numbers in a row to numbers without any pattern.
+GAMMA, FIRST, SECOND = (np.uint64(c) for c in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+MAX_NAMED = 20  # classes that a message lists
+
+
+def hashes(numbers: np.ndarray, seed: int) -> np.ndarray:
+    """uint64 of the same shape, without pattern, of whole numbers from 0; SplitMix64 of (seed, number)."""
+    with np.errstate(over="ignore"):
+        mixed = _mixed(np.uint64(seed) * GAMMA + GAMMA)
+        return _mixed(mixed + np.asarray(numbers, np.uint64) * GAMMA)
+
+
+def _mixed(values):
+    values = (values ^ (values >> np.uint64(30))) * FIRST
+    values = (values ^ (values >> np.uint64(27))) * SECOND
+    return values ^ (values >> np.uint64(31))
+
+
+def explained(train: Dataset, settings: ExplainConfig, seed: int) -> Dataset:
+    """The training images that are explained, in their order; the whole set, as it is, where nothing is left out.
+
+    Of `explain.max_images` each class gets as many as any other, as far as it has them: those whose hashes of (seed,
+    index in the user's data) are smallest. So fewer images are some of those of more.
+
+    Args:
+      train: the training images.
+      settings: `classes` and `max_images` are used; classes that are not there count for nothing.
+      seed: of the hash.
+    """
+    names = set(settings.classes or train.class_names)
+    wanted = np.array([name in names for name in train.class_names], bool)[train.labels]
+    rows, most = np.flatnonzero(wanted), settings.max_images
+    if 0 < most < len(rows):
+        given = rows if train.rows is None else train.rows[rows]
+        hashed, labels = hashes(given, seed), train.labels[rows]
+        place, order = np.empty(len(rows), np.int64), np.lexsort((hashed, labels))
+        starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
+        place[order] = np.arange(len(rows)) - starts[labels[order]]
+        # One of each class, then another of each; whose turn comes last is left to the hash.
+        rows = np.sort(rows[np.lexsort((hashed, place))[:most]])
+    return train if len(rows) == len(train.labels) else train.take(rows)
+
+
+def check_part(train: Dataset, settings: ExplainConfig, pair: Sequence[str], seed: int) -> None:
+    """Raises `InputError` for classes that there are not, and for too few images to explain a class by.
+
+    Args:
+      train: the training images.
+      settings: `classes` and `max_images` are used.
+      pair: the two classes of `refine.pair`, or none.
+      seed: of the choice.
+    """
+    for name in settings.classes:
+        if name not in train.class_names:
+            close = difflib.get_close_matches(name, train.class_names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else "set explain.classes"
+            raise InputError(
+                f"config key explain.classes names {name!r}; allowed: {_listed(train.class_names)}; {hint}"
+            )
+    for name in pair:
+        if settings.classes and name not in settings.classes:
+            raise InputError(
+                f"config key refine.pair names {name!r}, which is not explained; allowed: "
+                f"{_listed(settings.classes)}, those of explain.classes; set one or the other"
+            )
+    names = settings.classes or train.class_names
+    if settings.max_images and settings.max_images < MIN_TRAIN_PER_CLASS * len(names):
+        raise InputError(
+            f"config key explain.max_images is {settings.max_images} for {len(names)} classes; allowed: 0 for all, or "
+            f"at least {MIN_TRAIN_PER_CLASS * len(names)}, {MIN_TRAIN_PER_CLASS} of each; set explain.max_images, or "
+            "fewer explain.classes"
+        )
+    part = explained(train, settings, seed)
+    counts = np.bincount(part.labels, minlength=len(train.class_names))
+    for label, name in enumerate(train.class_names):
+        if name in names and counts[label] < MIN_TRAIN_PER_CLASS:
+            raise InputError(
+                f"{counts[label]} images of class {name!r} would be explained; allowed: at least "
+                f"{MIN_TRAIN_PER_CLASS}; raise explain.max_images"
+            )
+
+
+def _listed(names):
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more
