@@ -15,7 +15,7 @@ from i2x_jax import models
 from i2x_jax.data import dataset as data
 from i2x_jax.devices import mesh as distributed
 from i2x_jax.evidence import measuring, prototypes
-from i2x_jax.pipeline import measure
+from i2x_jax.pipeline import measure, rank
 from i2x_jax.pipeline import prototypes as stage_prototypes
 from i2x_jax.training import loop as training
 from tests.helpers import drawn
@@ -71,8 +71,8 @@ def measured(model, variables, dataset, rng):
         margin=None,
     )
     sums = measure.measure_block(checkpoints, dataset, rows, np.arange(2), 0, BATCH)
-    first = next(data.batches(dataset, BATCH))
-    images, labels = distributed.shard((first.images, first.labels))
+    first = next(data.batches(dataset, BATCH, distributed.own_rows_of(BATCH)))
+    images, labels = distributed.shard_own(first.images, BATCH), distributed.shard(first.labels)
     features = measuring.batch_features(model, held[1], images)
     places = measuring.assign_locations(pca, centroids, features)
     batch = measuring.take(model, MEASURING, held[1], features, labels, places, blank)
@@ -121,6 +121,41 @@ def clustered(model, variables, dataset, rng):
     }
 
 
+class Counted:
+    """Images that count how often each of their rows is read."""
+
+    def __init__(self, images):
+        self._images, self.shape, self.dtype = images, images.shape, images.dtype
+        self.read = np.zeros(len(images), np.int64)
+
+    def __getitem__(self, rows):
+        np.add.at(self.read, rows, 1)
+        return self._images[rows]
+
+
+def rows_read(model, variables, dataset, rng):
+    """How often this process reads each row, in each pass over the images; and the mean colour of all of them."""
+    found, (h, w, d) = {}, model.feature_shape
+    sample, colour = np.arange(0, len(dataset.labels) * h * w, 5), []
+    recipe = training.Recipe(model, training.make_optimizer("sgd", 0.1, 0, 3, 0), "none", BATCH, SEED)
+    state = training.init_state(variables, recipe.optimizer)
+    parts = {"mean": rng.uniform(size=d), "components": np.eye(d)[:4], "explained_variance_ratio": np.ones(4)}
+    parts = jax.tree.map(np.float32, parts | {"centroids": rng.normal(size=(PROTOTYPES, 4))})
+    for name, run in {
+        "training": lambda each: training.run_steps(recipe, state, training.zero_totals(), each, 0, 3),
+        "predicting": lambda each: training.predict(model, variables, each, BATCH),
+        "features": lambda each: colour.append(
+            stage_prototypes.sampled_features(model, variables, each, BATCH, sample)[1]
+        ),
+        "measuring": lambda each: measured(model, variables, each, np.random.default_rng(SEED)),
+        "leaving out": lambda each: rank.predictions_without(model, variables, parts, each, BATCH),
+    }.items():
+        images = Counted(dataset.images)
+        run(dataset._replace(images=images))
+        found[f"read {name}"] = images.read
+    return found | {"colour": colour[0]}
+
+
 def main(output, coordinator=None, num_processes=None, process_id=None):
     """Runs every program and saves what each made."""
     if coordinator:
@@ -136,6 +171,7 @@ def main(output, coordinator=None, num_processes=None, process_id=None):
         **trained(model, variables, dataset),
         **measured(model, variables, dataset, rng),
         **clustered(model, variables, dataset, rng),
+        **rows_read(model, variables, dataset, rng),
     )
 
 

@@ -43,7 +43,10 @@ class Dataset(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows of one static shape `[B, ...]`; `mask` is False where a row only fills the last batch up."""
+    """Rows of one static shape `[B, ...]`; `mask` is False where a row only fills the last batch up.
+
+    Of the images there are only those that were asked for.
+    """
 
     images: np.ndarray
     labels: np.ndarray
@@ -221,12 +224,13 @@ def fingerprint(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+def batches(dataset: Dataset, batch_size: int, own: np.ndarray | slice = slice(None)) -> Iterator[Batch]:
     """All samples in order, in batches of one static shape; the last is filled up and masked.
 
     Args:
       dataset: N samples.
       batch_size: B.
+      own: the rows of a batch whose images are read; labels and mask are of all.
 
     Yields:
       One `Batch` after the other; its mask is False where a row only fills up.
@@ -235,7 +239,7 @@ def batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
         rows = np.arange(start, start + batch_size)
         inside = rows < len(dataset.labels)
         rows = np.where(inside, rows, 0)
-        yield Batch(dataset.images[rows], dataset.labels[rows], inside, start)
+        yield Batch(dataset.images[rows[own]], dataset.labels[rows], inside, start)
 
 
 def steps_per_pass(count: int, batch_size: int) -> int:

@@ -1,7 +1,7 @@
 """Devices and processes: one mesh axis, `data`, over all; one device is the trivial case (DESIGN section 3).
 
-Every process holds the whole data set in its memory, runs the same program on the same numbers, and feeds its own
-devices their share of each batch. Process 0 writes the files.
+Every process runs the same program on the same numbers, and reads and feeds to its own devices their share of each
+batch. It writes its own rows of the large arrays; process 0 writes the other files.
 """
 
 import functools
@@ -92,6 +92,43 @@ def mesh() -> jax.sharding.Mesh:
 def shard(tree: Any) -> Any:
     """Arrays `[B, ...]`, whole in every process, with their rows dealt over all devices; B must divide evenly."""
     return _place(tree, NamedSharding(mesh(), PartitionSpec("data")))
+
+
+def own_rows_of(count: int) -> np.ndarray | slice:
+    """Which rows of a batch of `count` belong to this process's devices, ascending; all of them where it is alone."""
+    if jax.process_count() == 1:
+        return slice(None)
+    dealt = NamedSharding(mesh(), PartitionSpec("data")).addressable_devices_indices_map((count,))
+    return np.unique(np.concatenate([np.arange(count)[index] for (index,) in dealt.values()]))
+
+
+def shard_own(tree: Any, count: int) -> Any:
+    """Arrays `[count, ...]` dealt as by `shard`, of which each process has the rows of `own_rows_of(count)` only."""
+    if jax.process_count() == 1:
+        return shard(tree)
+    own, sharding = own_rows_of(count), NamedSharding(mesh(), PartitionSpec("data"))
+
+    def dealt(values):
+        return jax.make_array_from_callback(
+            (count, *values.shape[1:]),
+            sharding,
+            lambda index: values[np.searchsorted(own, np.arange(count)[index[0]])],
+        )
+
+    return jax.tree.map(dealt, tree)
+
+
+def summed(values: np.ndarray) -> np.ndarray:
+    """The sum over all processes of an array of each, float64; the same in all of them."""
+    values = np.asarray(values, np.float64)
+    if jax.process_count() == 1:
+        return values
+    # As words: JAX has no float64 by default. Of several devices of a process one hands over what it has.
+    words = values.reshape(-1).view(np.uint32)
+    own = own_rows_of(jax.device_count())
+    parts = np.zeros((len(own), len(words)), np.uint32)
+    parts[0] = words
+    return fetch(shard_own(parts, jax.device_count())).view(np.float64).sum(0).reshape(values.shape)
 
 
 def replicate(tree: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 
 from i2x_jax.config import InputError
 from i2x_jax.data.dataset import Batch, Dataset, batches
-from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows, replicate, shard
+from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows, own_rows_of, replicate, shard, shard_own
 from i2x_jax.evidence import measuring, prototypes
 from i2x_jax.explanation.analysis import choose_kept
 from i2x_jax.explanation.rivals import is_narrow
@@ -238,10 +238,11 @@ def measure_block(
       InputError: intensities or confidences that are not finite.
     """
     totals: dict[str, Any] = {}
+    per_batch = divisible(batch_size)
 
     def measured():
         nonlocal totals
-        for batch in batches(dataset, divisible(batch_size)):
+        for batch in batches(dataset, per_batch, own_rows_of(per_batch)):
             written, finite, sums = measure_batch(checkpoints, batch)
             # Of many classes and prototypes these are large: they stay on the device until the block is done.
             totals = measuring.added(totals, sums) if totals else sums
@@ -283,7 +284,7 @@ def write_rows(target: np.ndarray, place: slice, values: jax.Array | list[jax.Ar
 def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[jax.Array], dict[str, jax.Array]]:
     """All checkpoints of one batch, the last one first: rows, whether each is finite, and sums; all on the device."""
     model, settings, blanks = checkpoints.model, checkpoints.settings, checkpoints.blanks
-    images, labels, mask = shard((batch.images, batch.labels, batch.mask))
+    images, (labels, mask) = shard_own(batch.images, len(batch.mask)), shard((batch.labels, batch.mask))
     num_classes, num_kept = checkpoints.rivals.shape
     kept = None if num_kept == num_classes else checkpoints.rivals[labels]
     last = len(blanks) - 1

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from i2x_jax.data.dataset import Dataset, batches
-from i2x_jax.devices.mesh import ahead, divisible, fetch, replicate, shard
+from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows_of, replicate, shard, shard_own, summed
 from i2x_jax.evidence import prototypes
 from i2x_jax.evidence.measuring import assign_locations, batch_features
 from i2x_jax.evidence.sampling import sample_locations
@@ -117,21 +117,21 @@ def sampled_features(
     ends = np.searchsorted(sample, np.arange(0, len(dataset.labels) + per_batch, per_batch) * h * w)
     # One static shape: as many rows of every batch as are wanted of the one that most are wanted of.
     most = int(np.diff(ends).max())
-    found, colour = room((len(sample), d)), np.zeros(dataset.images.shape[3])
+    own, found, colour = own_rows_of(per_batch), room((len(sample), d)), np.zeros(dataset.images.shape[3])
 
     def parts():
-        for number, batch in enumerate(batches(dataset, per_batch)):
-            colour[:] += batch.images[batch.mask].sum((0, 1, 2), dtype=np.float64)
+        for number, batch in enumerate(batches(dataset, per_batch, own)):
+            colour[:] += batch.images[batch.mask[own]].sum((0, 1, 2), dtype=np.float64)
             rows = sample[ends[number] : ends[number + 1]] - batch.start * h * w
             filled = np.pad(rows, (0, most - len(rows))).astype(np.int32)
-            features = batch_features(model, variables, shard(batch.images))
+            features = batch_features(model, variables, shard_own(batch.images, per_batch))
             yield _rows(features, replicate(filled)), ends[number], len(rows), int(batch.mask.sum())
 
     for part, start, count, images in ahead(parts()):
         found[start : start + count] = fetch(part)[:count]
         progress(images)
     pixels = np.prod(dataset.images.shape[:3], dtype=np.int64)
-    return found, (colour / pixels).astype(np.float32)
+    return found, (summed(colour) / pixels).astype(np.float32)
 
 
 @jax.jit
@@ -197,9 +197,11 @@ def assigned(
 ) -> np.ndarray:
     """The nearest of centroids `[K, D]` at every location of any images, by any variables: int32 `[n, h, w]`."""
     pca, centroids = replicate((pca, centroids))
+    per_batch = divisible(work.config.explain.batch_size)
 
     def parts():
-        for batch in batches(dataset, divisible(work.config.explain.batch_size)):
-            yield assign_locations(pca, centroids, batch_features(work.model, variables, shard(batch.images)))
+        for batch in batches(dataset, per_batch, own_rows_of(per_batch)):
+            images = shard_own(batch.images, per_batch)
+            yield assign_locations(pca, centroids, batch_features(work.model, variables, images))
 
     return np.concatenate([fetch(part) for part in ahead(parts())])[: len(dataset.labels)]

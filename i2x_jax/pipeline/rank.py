@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from i2x_jax.data.dataset import Dataset, Splits, batches
-from i2x_jax.devices.mesh import ahead, divisible, fetch, replicate, shard
+from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows_of, replicate, shard_own
 from i2x_jax.evidence import measuring, prototypes
 from i2x_jax.evidence.dropping import dropped_predictions
 from i2x_jax.explanation import ranking
@@ -94,9 +94,11 @@ def predictions_without(
     pca = prototypes.pca_of(found)
     pca, centroids = replicate((pca, found["centroids"]))
 
+    per_batch = divisible(batch_size)
+
     def parts():
-        for batch in batches(dataset, divisible(batch_size)):
-            features = measuring.batch_features(model, variables, shard(batch.images))
+        for batch in batches(dataset, per_batch, own_rows_of(per_batch)):
+            features = measuring.batch_features(model, variables, shard_own(batch.images, per_batch))
             places = measuring.assign_locations(pca, centroids, features)
             yield dropped_predictions(model, variables, features, places, len(found["centroids"])), batch.mask.sum()
 

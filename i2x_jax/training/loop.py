@@ -12,7 +12,7 @@ import optax
 from i2x_jax.config import InputError
 from i2x_jax.data.dataset import Dataset, batches, training_indices
 from i2x_jax.devices.compilation import jit
-from i2x_jax.devices.mesh import ahead, divisible, fetch, replicate, shard
+from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows_of, replicate, shard, shard_own
 from i2x_jax.models.model import Model, Variables
 
 BATCH_NORM_IMAGES = 2048
@@ -241,9 +241,10 @@ def run_steps(
       NotFiniteError: the loss was NaN or infinite.
     """
     how, key = recipe[:3], replicate(jax.random.key(recipe.seed))
+    own = own_rows_of(recipe.batch_size)
     for step in range(start, stop):
         rows = training_indices(len(dataset.labels), recipe.batch_size, step, recipe.seed)
-        images, labels = shard((dataset.images[rows], dataset.labels[rows]))
+        images, labels = shard_own(dataset.images[rows[own]], len(rows)), shard(dataset.labels[rows])
         state, totals = train_step(*how, state, totals, images, labels, key)
         progress(recipe.batch_size)
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0 or step + 1 == stop:
@@ -289,7 +290,9 @@ def predict(model: Model, variables: Variables, dataset: Dataset, batch_size: in
       dataset: N samples.
       batch_size: samples a batch; the result does not depend on it.
     """
-    parts = (batch_logits(model, variables, shard(batch.images)) for batch in batches(dataset, divisible(batch_size)))
+    count = divisible(batch_size)
+    read = batches(dataset, count, own_rows_of(count))
+    parts = (batch_logits(model, variables, shard_own(batch.images, count)) for batch in read)
     return np.concatenate([fetch(part) for part in ahead(parts)])[: len(dataset.labels)]
 
 
