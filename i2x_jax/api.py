@@ -28,6 +28,7 @@ from i2x_jax.devices.mesh import barrier, fetch, is_main, replicate
 from i2x_jax.evidence.geometry import by_cells, measured_places
 from i2x_jax.models.model import Model
 from i2x_jax.models.places import Places
+from i2x_jax.pipeline import needs
 from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline.adopt import Checkpoint, adopt, survey
 from i2x_jax.pipeline.directory import RunDirectory
@@ -173,6 +174,9 @@ def _adopted(path, explained, given, digest, trust):
     stages = ("explain", "report", *(["trust"] if trust else []))
     makers = {step: pipeline.MAKERS[step] for step in steps_of(stages)}
     directory = RunDirectory(path, is_main(), barrier)
+    scale = needs.scale_of(settings, splits, own, [each.step for each in given], like)
+    wanted = needs.needs_of(settings, splits, own, scale)
+    needs.check_fits({step: wanted[step] for step in wanted if step in ("train", *makers)}, directory.path)
     with directory.locked():
         directory.check_config(settings)
         directory.barrier("directory checked")

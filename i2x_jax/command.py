@@ -60,6 +60,9 @@ _STAGE = flags.DEFINE_multi_enum(
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets are. Default: $TFDS_DATA_DIR.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", False, "Write the metrics as TensorBoard events too (tensorboardX).")
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print what the run would read, hold in memory, write and take, by step, and end."
+)
 _LIST_TAPS = flags.DEFINE_bool("list_taps", False, "Print where the network can be cut, with map sizes, and end.")
 _COMPILATION_CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -319,6 +322,10 @@ def work() -> None:
     processes = (_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, _CLUSTER.value)
     keep_freed_memory()
     several = processes != (None, None, None, False)
+    if _DRY_RUN.value:
+        workdir = expanded(_WORKDIR.value) or default_workdir(_CONFIG.value, settings)
+        dry_run(settings, workdir, _STAGE.value, processes if several else None)
+        return
     # Without the flag the libraries tell of errors only; that is no wish for silence.
     verbosity = flags.FLAGS["verbosity"]
     quiet = bool(verbosity.present) and verbosity.value < logging.INFO
@@ -332,6 +339,32 @@ def work() -> None:
         quiet,
         expanded(_COMPILATION_CACHE.value),
     )
+
+
+def dry_run(config: Config, workdir: str, stages: Sequence[str], processes: tuple | None) -> None:
+    """Prints what a run would take; arguments and errors as in `run`, and a run that does not fit is an error."""
+    from i2x_jax.pipeline.directory import RunDirectory
+
+    RunDirectory(workdir, refinement=config.refine.name).check_config(config)
+    refuse_own(config, workdir)
+    mesh = start_jax()
+    from i2x_jax.pipeline import stages as pipeline
+
+    if processes:
+        mesh.start(*processes)
+    mesh.check_devices()
+    found = pipeline.dry_run(config, workdir, stages, data_dir())
+    if mesh.is_main():
+        say(found)
+
+
+def refuse_own(config: Config, workdir: str) -> None:
+    """Raises `InputError` for a run of a user's own model, which is not here."""
+    if config.model.name == OWN:
+        raise InputError(
+            f"{pathlib.Path(workdir).absolute()} explains a model and images of your own, which it does not hold; "
+            "allowed: a run of this program; call i2x_jax.explain again, with what is asked for (trust=True)"
+        )
 
 
 def start_jax() -> types.ModuleType:
@@ -382,11 +415,7 @@ def run(
         if not quiet:
             say(f"Nothing to do: {', '.join(stages)} already done.\n")
     else:
-        if config.model.name == OWN:
-            raise InputError(
-                f"{directory.path} explains a model and images of your own, which it does not hold; allowed: a run of "
-                "this program; call i2x_jax.explain again, with what is asked for (trust=True)"
-            )
+        refuse_own(config, workdir)
         if not run_stages(config, workdir, stages, data_dir, processes, events, quiet, programs):
             return
         if not quiet:

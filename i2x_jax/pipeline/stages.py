@@ -20,7 +20,7 @@ from i2x_jax.devices.mesh import barrier, is_main
 from i2x_jax.explanation.rivals import MANY_CLASSES
 from i2x_jax.models import torch_weights
 from i2x_jax.models.model import Model
-from i2x_jax.pipeline import tensorboard
+from i2x_jax.pipeline import needs, tensorboard
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.explain import draw_contact_sheet, map_changes
 from i2x_jax.pipeline.measure import measure_evidence
@@ -77,6 +77,24 @@ def run(
     run_steps(config, directory, needed_steps(stages), dataset_of(config, data_dir), directory.say, events)
 
 
+def dry_run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | None = None) -> str:
+    """What a run would read, hold in memory, write and take, in words; nothing is written.
+
+    Arguments as in `run`.
+
+    Raises:
+      InputError: settings, data or directory cannot be used, or the run does not fit memory or disk.
+    """
+    directory, splits = RunDirectory(workdir, refinement=config.refine.name), dataset_of(config, data_dir)
+    model = model_of(config, splits.train)
+    check_feasible(config, splits, model)
+    scale, steps = needs.scale_of(config, splits, model), needed_steps(stages)
+    found = needs.needs_of(config, splits, model, scale)
+    found = needs.measured(found, config, model, scale, splits.train.images.shape[1:])
+    needs.check_fits({step: each for step, each in found.items() if step in steps}, directory.path)
+    return needs.told(found, steps, directory.path)
+
+
 def needed_steps(stages: Iterable[str]) -> list[str]:
     """The steps of some stages and all that they need, in order; what is asked for by name needs the explanation."""
     named = steps_of(stages)
@@ -120,6 +138,8 @@ def run_steps(
     if source:
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         torch_weights.from_torch(config.model.name, torch_weights.read(source), shapes, source)
+    wanted = needs.needs_of(config, splits, model, needs.scale_of(config, splits, model))
+    needs.check_fits({step: each for step, each in wanted.items() if step in steps}, directory.path)
     with directory.locked():
         directory.check_config(config)
         directory.barrier("directory checked")
