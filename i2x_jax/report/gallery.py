@@ -8,7 +8,7 @@ import numpy as np
 from i2x_jax.config import printable
 from i2x_jax.evidence.geometry import crops_at, peaks_of
 from i2x_jax.explanation.ranking import FIRST
-from i2x_jax.explanation.rivals import of_own_class
+from i2x_jax.explanation.rivals import MANY_CLASSES, of_own_class
 from i2x_jax.models.places import Places
 from i2x_jax.refinement.actions import Swapped, masks_of
 from i2x_jax.report.content import carrier, rounded
@@ -22,6 +22,8 @@ SWAPPED_EACH = 2  # images with the cue, and without it, that show a swap
 THUMB_COLUMNS = 16
 MAX_TILES, TILES = 8, 600  # crops of each kind of a prototype, and of all
 MAX_CELLS = len(pictures.COLOURS)
+# Of many classes the page holds the contributions that are drawn: the largest of each prototype, and of each class.
+LARGEST_OF_PROTOTYPE, LARGEST_OF_CLASS = 5, 12
 MAX_OTHERS = 4  # classes beside the label on a confidence path
 IN_CLASS, PICTURED_PAIRS = 4, 60  # crops of a separating prototype in a class; pairs whose prototypes get some
 
@@ -94,6 +96,21 @@ def _framed(images, rows, peaks, size, places, crop_side):
     return [pictures.framed(images[row], size, peak, places, crop_side) for row, peak in zip(rows, peaks, strict=True)]
 
 
+def shown_contributions(final: np.ndarray) -> np.ndarray:
+    """Which contributions the page holds: bool `[K, M]`, all up to `MANY_CLASSES` classes.
+
+    Args:
+      final: `[K, M]`, mean contribution of each prototype to the logit of each class, over the images of the class.
+    """
+    size = np.abs(final)
+    if size.shape[1] <= MANY_CLASSES:
+        return np.ones(size.shape, bool)
+    shown = np.zeros(size.shape, bool)
+    np.put_along_axis(shown, np.argsort(-size, axis=1, kind="stable")[:, :LARGEST_OF_PROTOTYPE], True, axis=1)
+    np.put_along_axis(shown, np.argsort(-size, axis=0, kind="stable")[:LARGEST_OF_CLASS], True, axis=0)
+    return shown
+
+
 def prototypes(
     run: Run, members: list[Members], maps: dict[int, np.ndarray], places: Places, crop_side: int
 ) -> list[dict]:
@@ -109,7 +126,7 @@ def prototypes(
     assignments, labels = run.array("assignments"), np.array(run.array("labels"))
     final = run.array("intensity")[-1]
     own = np.swapaxes(of_own_class(run.arrays("contributions")["mean"], run.rivals), 1, 2)  # [T,K,M]
-    images = run.dataset.images
+    held, images = shown_contributions(own[-1]), run.dataset.images
     size = pictures.tile_size(images.shape[1:], CROP)
     looks, records = {each.prototype: each for each in run.ranking}, []
     for record, of_prototype in zip(run.explanation.prototypes, members, strict=True):
@@ -124,7 +141,7 @@ def prototypes(
             "nearest": [[each.prototype, rounded(each.distance)] for each in record.nearest],
             "look": [looks[k].rank, run.explanation.classes.index(looks[k].name), rounded(looks[k].evidence)],
             "words": findings.looks(looks[k]),
-            "own": rounded(own[:, k], 3),
+            "own": {int(c): rounded(own[:, k, c], 3) for c in np.flatnonzero(held[k])},
         }
         for kind, rows in of_prototype._asdict().items():
             if not len(rows):

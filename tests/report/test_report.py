@@ -175,7 +175,7 @@ class TestFigures:
         for shown, each in zip(data["prototypes"], run.explanation.prototypes, strict=True):
             assert (shown["id"], shown["count"], shown["share"]) == (each.id, each.count, rounded(each.share))
             assert [k for k, _ in shown["nearest"]] == [neighbour.prototype for neighbour in each.nearest]
-            assert shown["own"][-1][3] == rounded(float(own[-1, 3, each.id, 3]), 3)
+            assert shown["own"]["3"][-1] == rounded(float(own[-1, 3, each.id, 3]), 3)
             intensity = run.array("intensity")[-1, :, each.id]
             assert shown["strongest"]["intensity"][0] == rounded(float(intensity.max()), 3)
             area = (run.array("assignments") == each.id).any((1, 2))

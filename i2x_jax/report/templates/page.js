@@ -55,6 +55,38 @@
     select.addEventListener("change", () => changed(select.value));
     return el("label", { for: id }, label, select);
   };
+  // Of many classes nobody looks through a list: a box in which names are typed, and completed.
+  const MANY = 40;
+  const classChooser = (label, id, chosen, changed) => {
+    if (names.length <= MANY) return chooser(label, id, names.map((name, c) => [c, name]), chosen, (value) => changed(Number(value)));
+    const box = el("input", { type: "search", id, list: id + "-names", value: names[chosen], size: 28, autocomplete: "off", spellcheck: "false" });
+    const note = el("small", { role: "status" });
+    box.addEventListener("focus", () => box.select());
+    box.addEventListener("change", () => {
+      const typed = box.value.trim().toLowerCase();
+      const like = names.map((_, c) => c).filter((c) => names[c].toLowerCase().includes(typed));
+      const exact = names.indexOf(box.value);
+      const found = exact >= 0 ? exact : like.find((c) => names[c].toLowerCase() === typed) ?? (like.length === 1 ? like[0] : -1);
+      if (typed && found >= 0) changed(found);
+      else note.textContent = like.length && typed ? `${like.length} classes are called so, such as ${list(like.slice(0, 5).map((c) => names[c]))}` : "No class is called so.";
+    });
+    return el("label", { for: id }, label, box, el("datalist", { id: id + "-names" }, names.map((name) => el("option", { value: name }))), note);
+  };
+  // Long lists show a page at a time.
+  const PAGE = 60;
+  const paged = (place, items, what) => {
+    let shown = 0;
+    const next = el("button", { type: "button" });
+    const show = () => {
+      place.append(...items.slice(shown, shown + PAGE).map((make) => make()));
+      shown = Math.min(shown + PAGE, items.length);
+      next.textContent = `Show ${Math.min(PAGE, items.length - shown)} more of ${items.length} ${what}`;
+      if (shown === items.length) next.remove();
+    };
+    place.after(next);
+    next.addEventListener("click", show);
+    show();
+  };
   const strip = (uri, [count, width, height], alt) => el("img", { class: "strip", src: uri, width: count * (width + 2) - 2, height, alt });
   const sprite = (uri, x, y, [width, height], alt) =>
     el("img", { class: "sprite", src: uri, width, height, alt, style: `object-position:-${x}px -${y}px` });
@@ -158,11 +190,11 @@
   const supported = (each) => each.supports.filter(([, value]) => value >= 0.05 * each.supports[0][1]).map(([c, value]) => `${quoted(c)} by ${number(value)}`);
   const inOrder = ranked.map((id) => prototypes[id]);
   const gives = ({ look: [rank, c, evidence] }) => (rank ? `one place gives ${quoted(c)} ${signed(evidence)}; ` : "too few places to be ranked; ");
-  gallery.append(...inOrder.map((each) =>
+  paged(gallery, inOrder.map((each) => () =>
     el("li", {}, el("a", { href: link.prototype(each.id), id: "card-" + each.id },
       el("b", {}, "Prototype " + each.id),
       firstOf(each, 4),
-      el("span", {}, gives(each) + percent(each.share) + " of locations; " + (each.supports.length ? "raises " + list(supported(each)) : "raises no class"))))));
+      el("span", {}, gives(each) + percent(each.share) + " of locations; " + (each.supports.length ? "raises " + list(supported(each)) : "raises no class"))))), "prototypes");
 
   const examples = (each, kind, title) => {
     const found = each[kind];
@@ -180,8 +212,10 @@
     const each = prototypes[id];
     mark(gallery, document.getElementById("card-" + id));
     const last = steps.length - 1;
-    const order = names.map((_, c) => c).sort((c, d) => Math.abs(each.own[last][d] ?? 0) - Math.abs(each.own[last][c] ?? 0)).slice(0, 5);
-    const rows = order.flatMap((c) => steps.map((step, t) => ({ step, series: names[c], value: each.own[t][c] })));
+    const held = Object.keys(each.own).map(Number);
+    const order = [...held].sort((c, d) => Math.abs(each.own[d][last]) - Math.abs(each.own[c][last])).slice(0, 5);
+    const rows = order.flatMap((c) => steps.map((step, t) => ({ step, series: names[c], value: each.own[c][t] })));
+    const every = held.length === names.length ? "every class" : `${held.length} of ${names.length} classes; contributions.npz has all`;
     fill(panel("prototype"),
       el("h3", { tabindex: -1 }, "Prototype " + id),
       el("div", { class: "chooser" }, chooser("Prototype", "choose-prototype", inOrder.map((p) => [p.id, `${p.id} (${percent(p.share)})`]), id, (value) => go(link.prototype(value)))),
@@ -192,7 +226,7 @@
       el("p", { class: "how" }, "Orange frame: the crop, around the most salient place. Blue frame: all that this place of the feature map can see, up to the border of the image. In brackets: class and intensity."),
       el("div", { class: "two" }, examples(each, "strongest", "Highest intensity"), examples(each, "random", "Drawn at random")),
       plot("prototype", rows, `Mean contribution of prototype ${id} to the logit of a class, over that class's images, at each checkpoint: the classes with the largest at the end.`),
-      more("Data: contribution to every class", table("Contribution to every class", ["class", ...steps.map((s) => "step " + s)], names.map((name, c) => [name, ...steps.map((_, t) => signed(each.own[t][c]))]))));
+      more("Data: contribution to " + every, table("Contribution to classes", ["class", ...steps.map((s) => "step " + s)], held.map((c) => [names[c], ...each.own[c].map((value) => signed(value))]))));
   };
 
   // Accounts, in whole thousandths, so that what is shown adds up.
@@ -294,8 +328,8 @@
   const showClass = (c) => {
     const each = perClass[c];
     const last = steps.length - 1;
-    const ids = prototypes.map((p) => p.id).sort((k, l) => Math.abs(prototypes[l].own[last][c]) - Math.abs(prototypes[k].own[last][c])).slice(0, 12);
-    const contribution = ids.flatMap((k, order) => steps.map((time, t) => ({ time, prototype: String(k), order, value: prototypes[k].own[t][c], faint: false, mark: false, note: "" })));
+    const ids = prototypes.filter((p) => c in p.own).map((p) => p.id).sort((k, l) => Math.abs(prototypes[l].own[c][last]) - Math.abs(prototypes[k].own[c][last])).slice(0, 12);
+    const contribution = ids.flatMap((k, order) => steps.map((time, t) => ({ time, prototype: String(k), order, value: prototypes[k].own[c][t], faint: false, mark: false, note: "" })));
     const supporting = [...new Set(each.support.map((s) => s[1]))];
     const support = each.support.map(([t, k, value, , disagrees]) => ({ time: intervals[t], prototype: String(k), order: supporting.indexOf(k), value, faint: false, mark: disagrees, note: disagrees ? "the contribution has the other sign" : "" }));
     const groups = el("div");
@@ -309,7 +343,7 @@
     showGroups(Math.min(shownInterval, intervals.length - 1));
     const head = [
       el("h3", { tabindex: -1 }, "Class " + quoted(c)),
-      el("div", { class: "chooser" }, chooser("Class", "choose-class", names.map((name, d) => [d, name]), c, (value) => go(link.class(value)))),
+      el("div", { class: "chooser" }, classChooser("Class", "choose-class", c, (value) => go(link.class(value)))),
     ];
     if (!each.samples) return fill(panel("class"), head, el("p", {}, "No image of this class was explained; it is in the softmax of all others."));
     fill(panel("class"), head,
@@ -318,7 +352,7 @@
       el("p", {}, `${each.samples.toLocaleString("en")} training images. `, each.shared.length ? "Shared prototypes, salient in at least 80 % of them:" : "No prototype is salient in 80 % of them."),
       el("ul", { class: "chips" }, each.shared.map((k) => el("li", {}, to.prototype(k)))),
       plot("contributions", contribution, `Mean contribution to the logit of ${quoted(c)} over its images, at each checkpoint. Orange raises it, blue lowers it; the prototypes with the largest at the end.`, ids.length),
-      more("Data: contributions", table("Contributions", ["prototype", ...steps.map((s) => "step " + s)], ids.map((k) => [to.prototype(k), ...steps.map((_, t) => signed(prototypes[k].own[t][c]))]))),
+      more("Data: contributions", table("Contributions", ["prototype", ...steps.map((s) => "step " + s)], ids.map((k) => [to.prototype(k), ...prototypes[k].own[c].map((value) => signed(value))]))),
       el("h4", {}, "Groups of images that changed alike"),
       el("div", { class: "chooser" }, chooser("Interval, steps", "choose-interval", intervals.map((name, t) => [t, name]), shownInterval, showGroups)),
       groups,
@@ -335,8 +369,8 @@
   // Between two classes
   const findPair = (a, b) => pairs.find((pair) => (pair.a === a && pair.b === b) || (pair.a === b && pair.b === a));
   const pairChoosers = (a, b) => el("div", { class: "chooser" },
-    chooser("One class", "choose-a", names.map((name, c) => [c, name]), a, (value) => choosePair(Number(value), b, true)),
-    chooser("Another class", "choose-b", names.map((name, c) => [c, name]), b, (value) => choosePair(a, Number(value), false)));
+    classChooser("One class", "choose-a", a, (value) => choosePair(value, b, true)),
+    classChooser("Another class", "choose-b", b, (value) => choosePair(a, value, false)));
   // Where both are the same class, the one that was not just chosen gives way.
   const choosePair = (a, b, first) => {
     const other = (c) => (c === 0 ? 1 : 0);
