@@ -13,8 +13,10 @@ import jax
 import numpy as np
 
 from i2x_jax import config as config_lib
-from i2x_jax.config import Config, InputError
+from i2x_jax.config import Config, InputError, printable
+from i2x_jax.data import reading
 from i2x_jax.data.dataset import Splits, fingerprint
+from i2x_jax.data.source import files_of
 from i2x_jax.devices.mesh import barrier, is_main
 from i2x_jax.explanation.rivals import MANY_CLASSES
 from i2x_jax.models import torch_weights
@@ -29,7 +31,7 @@ from i2x_jax.pipeline.refine import refine
 from i2x_jax.pipeline.report import write_report
 from i2x_jax.pipeline.train import checkpoint_steps, train
 from i2x_jax.pipeline.trust import check_trustable, measure_trust
-from i2x_jax.results.files import ASKED, CONFIG, IN_ORDER, REPORT, STEPS, TENSORBOARD, read_header, steps_of
+from i2x_jax.results.files import ASKED, CONFIG, IN_ORDER, PICTURES, REPORT, STEPS, TENSORBOARD, read_header, steps_of
 from i2x_jax.results.opened_run import Run, dataset_of, model_of
 from i2x_jax.training import loop as training
 
@@ -44,7 +46,7 @@ MAKERS: dict[str, Callable[[RunDirectory, Run], None]] = {
     "report": write_report,
     "trust": measure_trust,
 }
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn", "pillow")
 MAX_PROTOTYPES = np.iinfo(np.int16).max
 
 
@@ -73,7 +75,8 @@ def run(
         tensorboard.check_installed()
     directory = RunDirectory(workdir, is_main(), barrier, config.refine.name)
     directory.quiet = quiet
-    run_steps(config, directory, needed_steps(stages), dataset_of(config, data_dir), directory.say, events)
+    splits = dataset_of(config, data_dir, directory.path / PICTURES)
+    run_steps(config, directory, needed_steps(stages), splits, directory.say, events)
 
 
 def needed_steps(stages: Iterable[str]) -> list[str]:
@@ -134,6 +137,9 @@ def run_steps(
             say(f"The report will be {directory.path / REPORT}")
         else:
             say(f"The run directory is {directory.path}")
+        if left_out := getattr(files_of(splits.train.images), "left_out", ()):
+            path, reason = left_out[0]
+            say(printable(f"{len(left_out)} files are left out, listed in {CONFIG}: {path} {reason}, ..."))
         make_steps(directory, work, makers, say)
     return work
 
@@ -253,6 +259,7 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
     """
     settings = config_lib.to_dict(config)
     prints = {name: fingerprint(split) for name, split in splits.sets().items()}
+    files = [found for split in splits.sets().values() if (found := files_of(split.images)) is not None]
     if (directory.path / CONFIG).exists():
         header = read_header(directory.path)
         made_with = header["provenance"]
@@ -264,10 +271,12 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
             )
         changed = [name for name in prints if prints[name] != made_with["data_fingerprint"].get(name)]
         if changed:
+            how = reading.changes(reading.read_known(directory.path / PICTURES), files) if files else ""
             raise InputError(
-                f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "
-                "allowed: the same data; restore it or choose another workdir"
+                f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with"
+                f"{f' ({how})' if how else ''}; allowed: the same data; restore it or choose another workdir"
             )
+        directory.keep_pictures(files)
         if not directory.complete("evidence") and header["config"]["refine"] != settings["refine"]:
             directory.write_json(CONFIG, header | {"config": settings})
         return
@@ -278,9 +287,12 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
         "git_revision": git_revision(),
         "data_fingerprint": prints,
     }
+    if left_out := {path: reason for each in files for path, reason in each.left_out}:
+        provenance["left_out"] = left_out
     provenance |= weights
     header = {"config": settings, "provenance": provenance, "timing": {}, "peak_memory": {}}
     directory.write_json(CONFIG, header)
+    directory.keep_pictures(files)
 
 
 def git_revision() -> str | None:

@@ -11,6 +11,7 @@ import optax
 
 from i2x_jax.config import InputError
 from i2x_jax.data.dataset import Dataset, batches, training_indices
+from i2x_jax.data.source import read_ahead
 from i2x_jax.devices.compilation import jit
 from i2x_jax.devices.mesh import ahead, divisible, fetch, replicate, shard
 from i2x_jax.models.model import Model, Variables
@@ -241,9 +242,10 @@ def run_steps(
       NotFiniteError: the loss was NaN or infinite.
     """
     how, key = recipe[:3], replicate(jax.random.key(recipe.seed))
-    for step in range(start, stop):
-        rows = training_indices(len(dataset.labels), recipe.batch_size, step, recipe.seed)
-        images, labels = shard((dataset.images[rows], dataset.labels[rows]))
+    count, steps = len(dataset.labels), range(start, stop)
+    several = (training_indices(count, recipe.batch_size, step, recipe.seed) for step in steps)
+    for step, (rows, read) in zip(steps, read_ahead(dataset.images, several), strict=True):
+        images, labels = shard((read, dataset.labels[rows]))
         state, totals = train_step(*how, state, totals, images, labels, key)
         progress(recipe.batch_size)
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0 or step + 1 == stop:
