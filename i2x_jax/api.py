@@ -23,7 +23,7 @@ from absl import logging
 from i2x_jax import config as config_lib
 from i2x_jax.config import OWN, Config, DataConfig, InputError, ModelConfig, TrainConfig, from_config_dict
 from i2x_jax.data import planted
-from i2x_jax.data.dataset import EMBEDDED_TEST_SEED, Dataset, Splits, check_classes, checked, hold_out
+from i2x_jax.data.dataset import TEST_SEED, Dataset, Splits, check_classes, checked, hold_out
 from i2x_jax.devices.mesh import barrier, fetch, is_main, replicate
 from i2x_jax.evidence.geometry import by_cells, measured_places
 from i2x_jax.models.model import Model
@@ -205,7 +205,8 @@ def train(
     Args:
       dataset: the images to train on, and that are analysed.
       config: settings, all or some, as in `explain`: which network is `model`, how it is trained is `train` and
-        `data.augment`. `data.name` is 'own' whatever it says, and `data.image_size` must be 0: images are not resized.
+        `data.augment`. `data.name` is 'own' whatever it says, and images are taken as they are: `data.image_size`
+        and the others that prepare them must have their defaults.
       workdir: as in `explain`; a training that was stopped goes on from its last checkpoint.
       **held_out: as in `explain`.
       refine: fine-tune as well, with the controls (DESIGN 2.9). A run that was made without it is completed.
@@ -224,11 +225,12 @@ def train(
             raise InputError(
                 f"config key data.{key} is {name!r}; allowed: '' for images of your own; hand over {key}=, a Dataset"
             )
-    if settings.data.image_size:
-        raise InputError(
-            f"config key data.image_size is {settings.data.image_size}; allowed: 0 for images of your own; resize them "
-            "before you hand them over"
-        )
+    for key in ("image_size", "preprocess", "resize", "crop", "channels", "skip_broken"):
+        if value := getattr(settings.data, key):
+            raise InputError(
+                f"config key data.{key} is {value!r}; allowed: {getattr(DataConfig, key)!r} for images of your own; "
+                "prepare them before you hand them over"
+            )
     if settings.model.name == OWN:
         raise InputError(
             f"config key model.name is {OWN!r}; allowed: a network of this project; for one of your own call "
@@ -323,7 +325,7 @@ def _splits(dataset, held_out, settings, caller):
         raise TypeError(f"{caller}() got an unexpected keyword argument {min(unknown)!r}")
     given = {name: checked(each, name, like=train) for name, each in held_out.items() if each is not None}
     train = train.take(np.arange(len(train.labels)))
-    for name, seed in (("test", EMBEDDED_TEST_SEED), ("validation", settings.seed)):
+    for name, seed in (("test", TEST_SEED), ("validation", settings.seed)):
         if name not in given:
             train, given[name] = hold_out(train, settings.data.validation, seed)
     if 0 < settings.data.max_train < len(train.labels):

@@ -300,7 +300,12 @@ def expanded(path: str | None) -> str | None:
 
 def default_workdir(config_file: str | None, settings: Config) -> str:
     """Where a run goes that was given no --workdir: under runs, in the current folder."""
-    name = pathlib.Path(config_file.partition(":")[0]).stem if config_file else settings.data.name
+    kind, _, path = settings.data.name.partition(":")
+    if config_file:
+        name = pathlib.Path(config_file.partition(":")[0]).stem
+    else:
+        # Of pictures the folder or file is what they are called.
+        name = pathlib.Path(path).stem if kind in ("folder", "csv") else settings.data.name
     return os.path.join("runs", re.sub(r"[^\w.-]", "-", name).lstrip(".") or NAME)
 
 

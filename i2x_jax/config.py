@@ -89,13 +89,32 @@ class DataConfig(_Group):
 
     _prefix = "data."
     name: str = _setting(
-        "digits", "The data set: digits, parts (parts:SEED of another seed), or one of TensorFlow Datasets."
+        "digits",
+        "The data set: digits, parts (parts:SEED of another seed), folder:DIR or csv:FILE of pictures, or one of "
+        "TensorFlow Datasets.",
     )
     validation: float = _setting(
         0.15, "The fraction of the training images held out for validation.", low=0.01, high=0.5
     )
     max_train: int = _setting(0, "Training images used, at most; 0 for all.", low=0)
-    image_size: int = _setting(0, "The side that images are scaled to, in pixels; 0 for their own size.", low=0)
+    image_size: int = _setting(
+        0, "The side of the squares that images are scaled to, in pixels; 0 for their own size.", low=0
+    )
+    preprocess: str = _setting(
+        "",
+        "How images are brought to size, in a word: imagenet for torchvision's evaluation transform, data.resize 256 "
+        "and data.crop 224; '' for what these say.",
+        choices=("", "imagenet"),
+    )
+    resize: int = _setting(
+        0, "The shorter side is scaled to so many pixels, proportions kept, in place of image_size; 0 for not.", low=0
+    )
+    crop: int = _setting(0, "The central square of so many pixels is kept, after data.resize; 0 for all.", low=0)
+    interpolation: str = _setting("bilinear", "How images are scaled.", choices=("bilinear", "bicubic", "nearest"))
+    channels: int = _setting(
+        0, "1 for grey images, 3 for RGB, 0 for what the set has (of pictures: 1 if all are grey).", choices=(0, 1, 3)
+    )
+    skip_broken: bool = _setting(False, "Whether pictures that cannot be read are left out, instead of refused.")
     augment: str = _setting("shift", "How training images are varied.", choices=("none", "shift", "shift_flip"))
     plant: str = _setting(
         "",
@@ -122,6 +141,22 @@ class DataConfig(_Group):
         "", "A data set in which a suspected link is broken, to choose by; its test images, '' for none."
     )
     unbiased: str = _setting("", "A data set without the link, to test on once; its test images, '' for none.")
+
+    def __post_init__(self):
+        super().__post_init__()
+        sizes = [key for key in ("image_size", "resize", "crop") if getattr(self, key)]
+        if (self.preprocess and sizes) or (self.image_size and len(sizes) > 1):
+            first = "preprocess" if self.preprocess else "image_size"
+            raise InputError(
+                f"config key data.{sizes[-1]} is {getattr(self, sizes[-1])} beside data.{first} "
+                f"{getattr(self, first)!r}; allowed: data.preprocess, or data.image_size, or data.resize and data.crop;"
+                f" leave one out"
+            )
+        if self.crop > self.resize > 0:
+            raise InputError(
+                f"config key data.crop is {self.crop}; allowed: at most {self.resize}, which is data.resize; set "
+                "--config.data.crop"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,6 +141,8 @@ def test_floats_must_be_finite(key, value):
         ("data.max_train", 0, -1),
         ("explain.max_images", 0, -1),
         ("data.image_size", 0, -1),
+        ("data.resize", 0, -1),
+        ("data.crop", 0, -1),
         ("data.plant_strength", 0.0, -1e-9),
         ("data.plant_strength", 1.0, 1.01),
         ("data.plant_size", 0, -1),

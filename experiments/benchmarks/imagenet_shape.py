@@ -4,8 +4,8 @@
 
 Draws folders of JPEG (experiments/tools/drawn_folder.py), one of each size, trains a narrow ResNet for an epoch and
 explains it, each in a process of its own. Tells, by step, time and peak memory (the run's own record), bytes on disk,
-the slope of the time over images, and how long reading and decoding all pictures once takes alone. Then, from slopes and
-compiled programs, what 1.28 million images and ResNet-50 need: bytes by `pipeline/needs`, and operations.
+the slope of the time over images, and how long reading and decoding all pictures once takes alone. Then, from slopes
+and compiled programs, what 1.28 million images and ResNet-50 need: bytes by `pipeline/needs`, and operations.
 Smaller shapes (--side, --classes) are said to be so.
 """
 
@@ -199,7 +199,7 @@ def main(argv):
     whole = (_SIDE.value, _CLASSES.value) == (224, 1000)
     shape = (
         f"{'' if whole else 'Smaller than ImageNet: '}{_CLASSES.value:,} classes, {_SIDE.value}x{_SIDE.value}, "
-        f"ResNet-18 of width {_WIDTH.value}, K = {_PROTOTYPES.value}, T = {_CHECKPOINTS.value}, {_PAIRS.value} pairs analysed"
+        f"ResNet-18 of width {_WIDTH.value}, K = {_PROTOTYPES.value}, T = {_CHECKPOINTS.value}, {_PAIRS.value} pairs"
     )
     report = {"shape": shape, "runs": found, "slopes": slopes(found), "imagenet": at_imagenet()}
     print(table(report))

@@ -16,6 +16,7 @@ from i2x_jax import Run
 from i2x_jax.config import Config, from_config_dict
 from i2x_jax.data import planted
 from i2x_jax.data.dataset import Dataset, Splits, hold_out, load_splits
+from i2x_jax.data.pictures import reading_of
 from i2x_jax.explanation import analysis, mapping, ranking, uncertainty
 from i2x_jax.pipeline.explain import read_measured
 from i2x_jax.refinement.actions import inside_boxes
@@ -61,7 +62,7 @@ def config_of(sizes: Sizes, plant: str, strength: float, seed: int) -> Config:
 def splits_of(config: Config, sizes: Sizes, data_dir: str | None) -> Splits:
     """The data of a run: fewer held-out images, and a twin with an audit set of the size that a planted run has."""
     data = config.data
-    found = load_splits(data.name, data.validation, data.max_train, data.image_size, config.seed, data_dir)
+    found = load_splits(data.name, data.validation, data.max_train, config.seed, data_dir, reading_of(data))
     found = found._replace(**{name: _some(getattr(found, name), sizes.held) for name in ("validation", "test")})
     if data.plant:
         return planted.completed(found, data, config.seed)

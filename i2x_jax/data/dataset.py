@@ -2,19 +2,20 @@
 
 import functools
 import hashlib
-import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from i2x_jax.config import InputError
-from i2x_jax.data.source import Images, blocks, by_rows, chosen
-from i2x_jax.data.sources import EMBEDDED, generated, read_tfds, resized
+from i2x_jax.data import folders, reading
+from i2x_jax.data.pictures import AS_IT_IS, Reading, prepared_array
+from i2x_jax.data.source import Images, blocks, by_rows, chosen, digests, files_of, read_ahead
+from i2x_jax.data.sources import EMBEDDED, generated, memory_budget, read_tfds
 
-# The embedded sets have no test split of their own: it is drawn once, the same for every seed of a run.
-EMBEDDED_TEST_SEED = 2603
-EMBEDDED_TEST_FRACTION = 0.2
+# Where a set has no test split of its own it is drawn once, the same for every seed of a run.
+TEST_SEED = 2603
+TEST_FRACTION = 0.2
 SPLITS = ("train", "test")
 # Five folds of the mapping's cross-validation need a few training samples of every class.
 MIN_TRAIN_PER_CLASS = 10
@@ -72,54 +73,81 @@ class Splits(NamedTuple):
         return {name: each for name, each in self._asdict().items() if each is not None}
 
 
-def load(name: str, split: str, data_dir: str | None = None, image_size: int = 0) -> Dataset:
+def load(name: str, split: str, data_dir: str | None = None, how: Reading = AS_IT_IS) -> Dataset:
     """Loads one split of a data set.
 
     Args:
-      name: 'digits' (embedded), 'parts' or 'parts:SEED' (generated), or an image-classification set of TensorFlow
-        Datasets.
+      name: 'digits' (embedded), 'parts' or 'parts:SEED' (generated), 'folder:DIR' or 'csv:FILE' (pictures), or an
+        image-classification set of TensorFlow Datasets.
       split: 'train' or 'test'.
-      data_dir: the folder of prepared sets; the embedded ones need none.
-      image_size: resize all images to squares of so many pixels; 0 keeps their size.
+      data_dir: the folder of prepared sets; the others need none.
+      how: images are read.
 
     Raises:
-      InputError: see `sources.read_tfds`; or an unknown split.
+      InputError: see `sources.read_tfds`, `folders.listing` and `reading.opened`; or an unknown split.
     """
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r} of {name}; allowed: {', '.join(SPLITS)}")
+    if folders.are_pictures(name):
+        sets = picture_sets(name, how)
+        if split not in sets:
+            raise InputError(f"{name} has no pictures of split {split!r}; allowed: {folders.LAYOUT}; add them")
+        return sets[split]
     made = generated(name)
     if name not in EMBEDDED and not made:
-        return Dataset(*read_tfds(name, split, data_dir, image_size))
+        return Dataset(*read_tfds(name, split, data_dir, how))
     images, labels, class_names = made(split) if made else EMBEDDED[name]()
-    if image_size:
-        images = np.stack([resized(image, image_size) for image in images])
-    dataset = Dataset(images, labels, class_names)
+    dataset = Dataset(np.stack([prepared_array(image, how) for image in images]), labels, class_names)
     if made:
         return dataset
-    rest, test = hold_out(dataset, EMBEDDED_TEST_FRACTION, EMBEDDED_TEST_SEED)
+    rest, test = hold_out(dataset, TEST_FRACTION, TEST_SEED)
     return test if split == "test" else rest
 
 
+def picture_sets(name: str, how: Reading = AS_IT_IS) -> dict[str, Dataset]:
+    """The splits of a folder or a CSV file of pictures; without one for testing, it is held out of training.
+
+    Arguments and errors as in `load`.
+    """
+    found = folders.listing(name)
+    pictures, rows, labels = reading.opened(found, how, memory_budget())
+    sets = {split: Dataset(chosen(pictures, rows[split]), labels[split], found.class_names) for split in rows}
+    if "train" in sets and "test" not in sets:
+        sets["train"], sets["test"] = hold_out(sets["train"], TEST_FRACTION, TEST_SEED)
+    return sets
+
+
 def load_splits(
-    name: str, validation: float, max_train: int = 0, image_size: int = 0, seed: int = 0, data_dir: str | None = None
+    name: str,
+    validation: float,
+    max_train: int = 0,
+    seed: int = 0,
+    data_dir: str | None = None,
+    how: Reading = AS_IT_IS,
 ) -> Splits:
     """Loads train, validation and test; the first two are a seeded, stratified split of the set's training part.
+
+    Pictures may have a validation set of their own.
 
     Args:
       name: see `load`.
       validation: the fraction of the training part that is held out.
       max_train: keep at most so many training samples, stratified by class; 0 keeps all.
-      image_size: see `load`.
       seed: of the split and of the subset.
       data_dir: see `load`.
+      how: images are read.
 
     Raises:
       InputError: see `load`; fewer than two classes, or a class with too few samples for the method.
     """
-    train, validation_set = hold_out(load(name, "train", data_dir, image_size), validation, seed)
+    sets = picture_sets(name, how) if folders.are_pictures(name) else {}
+    train, test = (sets.get(split) or load(name, split, data_dir, how) for split in SPLITS)
+    validation_set = sets.get("validation")
+    if validation_set is None:
+        train, validation_set = hold_out(train, validation, seed)
     if 0 < max_train < len(train.labels):
         train = hold_out(train, max_train / len(train.labels), seed)[1]
-    splits = Splits(train, validation_set, load(name, "test", data_dir, image_size))
+    splits = Splits(train, validation_set, test)
     check_classes(splits)
     return splits
 
@@ -204,8 +232,8 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
     rng = np.random.default_rng(seed)
     # Equal images are dealt as one card, filed under the class of the first of them.
     first_of, card = {}, np.empty(len(dataset.labels), np.int64)
-    for index, image in enumerate(itertools.chain.from_iterable(blocks(dataset.images))):
-        card[index] = first_of.setdefault(image.tobytes(), index)
+    for index, digest in enumerate(digests(dataset.images)):
+        card[index] = first_of.setdefault(digest, index)
     held = np.zeros(len(dataset.labels), bool)
     for label in range(len(dataset.class_names)):
         cards = np.unique(card[dataset.labels == label])
@@ -216,10 +244,14 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
 
 
 def fingerprint(dataset: Dataset) -> str:
-    """SHA-256 over images, labels and class names, as 64 hexadecimal digits."""
+    """SHA-256 over images, labels and class names, as 64 hexadecimal digits.
+
+    Of pictures in files it is over digests of these: none is decoded for it.
+    """
     digest = hashlib.sha256(repr((dataset.images.shape, dataset.class_names)).encode())
-    for block in blocks(dataset.images):
-        digest.update(np.ascontiguousarray(block))
+    files = files_of(dataset.images)
+    for block in blocks(dataset.images) if files is None else files.digests():
+        digest.update(np.ascontiguousarray(block) if files is None else block)
     digest.update(np.ascontiguousarray(dataset.labels, "<i4"))
     return digest.hexdigest()
 
@@ -235,11 +267,12 @@ def batches(dataset: Dataset, batch_size: int, own: np.ndarray | slice = slice(N
     Yields:
       One `Batch` after the other; its mask is False where a row only fills up.
     """
-    for start in range(0, len(dataset.labels), batch_size):
-        rows = np.arange(start, start + batch_size)
-        inside = rows < len(dataset.labels)
-        rows = np.where(inside, rows, 0)
-        yield Batch(dataset.images[rows[own]], dataset.labels[rows], inside, start)
+    count = len(dataset.labels)
+    starts = range(0, count, batch_size)
+    filled = [np.where(rows < count, rows, 0) for rows in (np.arange(start, start + batch_size) for start in starts)]
+    read = read_ahead(dataset.images, (rows[own] for rows in filled))
+    for start, rows, (_, images) in zip(starts, filled, read, strict=True):
+        yield Batch(images, dataset.labels[rows], np.arange(start, start + batch_size) < count, start)
 
 
 def steps_per_pass(count: int, batch_size: int) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 
 from i2x_jax.config import DataConfig, InputError
 from i2x_jax.data.dataset import Dataset, Splits, check_classes, checked, hold_out, load
+from i2x_jax.data.pictures import reading_of
 from i2x_jax.data.source import Images
 
 # Side in pixels where none is set.
@@ -158,7 +159,9 @@ def masks(dataset: Dataset) -> np.ndarray | None:
     return dataset.images.masks() if isinstance(dataset.images, Planted) else None
 
 
-def completed(splits: Splits, settings: DataConfig, seed: int, data_dir: str | None = None) -> Splits:
+def completed(
+    splits: Splits, settings: DataConfig, seed: int, data_dir: str | None = None, known: str | None = None
+) -> Splits:
     """The splits with the cue that the settings ask for, and with audit and unbiased sets, planted or named.
 
     The audit set is held out of the training set; the unbiased one has the images of the test set. In both the cue is
@@ -169,13 +172,14 @@ def completed(splits: Splits, settings: DataConfig, seed: int, data_dir: str | N
       settings: `data.plant` and what belongs to it, `data.audit` and `data.unbiased`.
       seed: of what is held out.
       data_dir: see `dataset.load`.
+      known: see `pictures.Reading`.
 
     Raises:
       InputError: see `draw_cues` and `dataset.load`; two of the sets would be the same images; a class has too few
         samples left.
     """
     if not settings.plant:
-        return _with_named(splits, settings, data_dir)
+        return _with_named(splits, settings, data_dir, known)
     given = [name for name in ("audit", "unbiased") if getattr(settings, name) or getattr(splits, name) is not None]
     if given:
         raise InputError(
@@ -193,7 +197,7 @@ def completed(splits: Splits, settings: DataConfig, seed: int, data_dir: str | N
     return made
 
 
-def _with_named(splits, settings, data_dir):
+def _with_named(splits, settings, data_dir, known):
     """The splits with the sets that `data.audit` and `data.unbiased` name: the test images of each."""
     taken = {"name": settings.name}
     for key in ("audit", "unbiased"):
@@ -204,7 +208,7 @@ def _with_named(splits, settings, data_dir):
                     f"images of their own; set --config.data.{key}"
                 )
             taken[key] = name
-            found = load(name, "test", data_dir, settings.image_size)
+            found = load(name, "test", data_dir, reading_of(settings, known))
             splits = splits._replace(**{key: checked(found, f"data.{key}", like=splits.train)})
     check_classes(splits)
     return splits

@@ -4,13 +4,18 @@ Labels and class names are at hand at once; images are read by rows: `images[row
 memory, a memory map, and whatever decodes or changes images while they are read are all the same to the steps.
 """
 
-from collections.abc import Iterator
+import collections
+import concurrent.futures
+import hashlib
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
-# Images that are read at a time where all are passed over on the host.
-ROWS_AT_A_TIME = 1024
+# Images, and bytes of them, that are read at a time where all are passed over on the host.
+ROWS_AT_A_TIME, BYTES_AT_A_TIME = 1024, 2**26
+# Batches that are read before they are asked for, where images are not in memory.
+READ_AHEAD = 2
 
 
 class Images(Protocol):
@@ -31,6 +36,9 @@ class Images(Protocol):
         """The images `[n, H, W, C]` of some rows, in that order; equal rows always give equal images."""
         ...
 
+    # And perhaps `files`, a `reading.Files` of the N files that they are read from, which then stand for the pixels
+    # where images are told apart.
+
 
 class Chosen:
     """Some rows of images, in any order; read when they are asked for."""
@@ -38,6 +46,12 @@ class Chosen:
     def __init__(self, images: Images, rows: np.ndarray):
         self._images, self._rows = images, np.asarray(rows)
         self.shape, self.dtype = (len(self._rows), *images.shape[1:]), images.dtype
+
+    @property
+    def files(self) -> Any:
+        """Of these rows; None for images that are not read from files."""
+        files = files_of(self._images)
+        return None if files is None else files.take(self._rows)
 
     def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
         """See `Images`."""
@@ -58,7 +72,45 @@ def chosen(images: Images, rows: np.ndarray) -> Images:
     )
 
 
+def files_of(images: Images) -> Any:
+    """The `reading.Files` that images are read from; None for others."""
+    return getattr(images, "files", None)
+
+
 def blocks(images: Images) -> Iterator[np.ndarray]:
     """All images in order, some at a time: `[n, H, W, C]` each."""
-    for start in range(0, images.shape[0], ROWS_AT_A_TIME):
-        yield images[start : start + ROWS_AT_A_TIME]
+    rows = max(1, min(ROWS_AT_A_TIME, BYTES_AT_A_TIME // max(1, int(np.prod(images.shape[1:])))))
+    several = (slice(start, start + rows) for start in range(0, images.shape[0], rows))
+    return (block for _, block in read_ahead(images, several))
+
+
+def digests(images: Images) -> Iterator[bytes]:
+    """What tells equal images, one of each image: of its file where there is one, which is not decoded for that."""
+    if (files := files_of(images)) is not None:
+        yield from files.digests()
+        return
+    for block in blocks(images):
+        for image in block:
+            yield hashlib.blake2b(np.ascontiguousarray(image), digest_size=16).digest()
+
+
+def read_ahead(images: Images, several: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """`(rows, images[rows])` of one `rows` after the other; what is not in memory is read before it is asked for."""
+    if isinstance(images, np.ndarray):
+        for rows in several:
+            yield rows, images[rows]
+        return
+    waiting: collections.deque = collections.deque()
+    # One thread, so that they are read in order; what decodes may have more of its own.
+    pool = concurrent.futures.ThreadPoolExecutor(1, "read-ahead")
+    try:
+        for rows in several:
+            waiting.append((rows, pool.submit(images.__getitem__, rows)))
+            if len(waiting) > READ_AHEAD:
+                before, read = waiting.popleft()
+                yield before, read.result()
+        for before, read in waiting:
+            yield before, read.result()
+    finally:
+        # Whoever looks at no more of them waits for none.
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from i2x_jax.config import MAX_SEED, InputError
-from i2x_jax.data import parts
+from i2x_jax.data import folders, parts, reading
+from i2x_jax.data.pictures import AS_IT_IS, Reading, prepared_array, size_of
 
 # Images, labels, class names.
 Samples = tuple[np.ndarray, np.ndarray, tuple[str, ...]]
@@ -56,7 +56,7 @@ def generated(name: str) -> Callable[[str], Samples] | None:
 
 
 def read_tfds(
-    name: str, split: str, data_dir: str | None, image_size: int = 0, memory_budget: int | None = None
+    name: str, split: str, data_dir: str | None, how: Reading = AS_IT_IS, budget: int | None = None
 ) -> Samples:
     """Reads an image-classification set prepared by TensorFlow Datasets as array_record.
 
@@ -64,8 +64,8 @@ def read_tfds(
       name: as TFDS knows it, such as 'mnist', 'cifar10' or 'imagenette/160px'.
       split: 'train' or 'test'; where a set has no 'test', its 'validation' is read for it.
       data_dir: the folder of prepared sets; None for TFDS's own default.
-      image_size: resize every image to a square of so many pixels while reading; 0 keeps the set's size.
-      memory_budget: bytes that the images may take; None for half of the machine's memory.
+      how: images are prepared while they are read.
+      budget: bytes that the images may take; None for `memory_budget`.
 
     Raises:
       InputError: unknown set or split, not prepared or damaged, not images with one label, images of several sizes,
@@ -88,9 +88,9 @@ def read_tfds(
         )
     shape = builder.info.features[image_key].shape
     count = builder.info.splits[wanted].num_examples
-    height, width, channels = _shape_read(name, shape, image_size)
+    height, width, channels = _shape_read(name, shape, how)
     needed = count * height * width * channels
-    budget = memory_budget or int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    budget = budget or memory_budget()
     if needed > budget:
         raise InputError(
             f"split {wanted!r} of {name!r} takes {needed:,} bytes of memory as {count:,} images of "
@@ -102,8 +102,7 @@ def read_tfds(
         for start in range(0, count, READ_AT_ONCE):
             rows = range(start, min(start + READ_AT_ONCE, count))
             for row, sample in zip(rows, source.__getitems__(list(rows)), strict=True):
-                image = sample[image_key]
-                images[row] = resized(image, image_size) if image_size else image
+                images[row] = prepared_array(sample[image_key], how)
                 labels[row] = sample[label_key]
     except NotImplementedError:
         raise InputError(
@@ -127,23 +126,44 @@ def read_tfds(
     return images, labels, class_names
 
 
-def describe(name: str, data_dir: str | None, image_size: int = 0) -> tuple[tuple[int, int, int], int]:
+def memory_budget() -> int:
+    """Bytes that images may take in the memory of this machine."""
+    return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def describe(name: str, data_dir: str | None, how: Reading = AS_IT_IS) -> tuple[tuple[int, int, int], int]:
     """The shape (H, W, C) of a set's images as they are read, and its number of classes; a prepared set is not read.
+
+    Of pictures some are looked at, to know whether there is colour in them.
 
     Arguments and errors as in `read_tfds`, but for those about what is prepared.
     """
+    if folders.are_pictures(name):
+        return reading.described(folders.listing(name), how)
     if name in EMBEDDED or generated(name):
         images, _, class_names = EMBEDDED[name]() if name in EMBEDDED else generated(name)("test")
-        return _shape_read(name, images.shape[1:], image_size), len(class_names)
+        return _shape_read(name, images.shape[1:], how), len(class_names)
     features = _builder(name, data_dir).info.features
     image_key, label_key = _keys(name, features)
-    return _shape_read(name, features[image_key].shape, image_size), features[label_key].num_classes
+    return _shape_read(name, features[image_key].shape, how), features[label_key].num_classes
 
 
-def _shape_read(name, shape, image_size):
-    if None in shape[:2] and not image_size:
-        raise InputError(f"data set {name!r} has images of several sizes; allowed: one size; set data.image_size")
-    return (image_size, image_size, shape[2]) if image_size else tuple(shape)
+def _shape_read(name, shape, how):
+    channels = how.channels or shape[2]
+    if None not in shape[:2]:
+        size = size_of(how, *shape[:2])
+        if 0 in size:
+            raise InputError(
+                f"data set {name!r} has images of {shape[0]}x{shape[1]}, too small for data.crop {how.crop}; allowed: "
+                "a crop that fits; set data.crop"
+            )
+        return (*size, channels)
+    side = how.size or how.crop
+    if not side:
+        raise InputError(
+            f"data set {name!r} has images of several sizes; allowed: one size; set data.image_size or data.preprocess"
+        )
+    return (side, side, channels)
 
 
 def _builder(name, data_dir):
@@ -188,7 +208,9 @@ def _tfds(name):
 def _unknown(name, others):
     close = difflib.get_close_matches(name, [*OFFLINE, *others], n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "set data.name"
-    allowed = f"{', '.join(OFFLINE)}, or an image set of TensorFlow Datasets such as mnist or cifar10"
+    allowed = (
+        f"{', '.join(OFFLINE)}, folder:DIR, csv:FILE, or an image set of TensorFlow Datasets such as mnist or cifar10"
+    )
     return InputError(f"unknown data set {name!r}; allowed: {allowed}; {hint}")
 
 
@@ -205,15 +227,6 @@ def _reason(error):
     # TFDS puts what it was doing before what went wrong.
     text = str(error).rpartition('}": ')[2].strip()
     return (text.splitlines() or [type(error).__name__])[0][:320]
-
-
-def resized(image: np.ndarray, side: int) -> np.ndarray:
-    """An image uint8 `[H, W, C]` as a square of `side` pixels, bilinear, antialiased where it shrinks."""
-    planes = [
-        np.asarray(Image.fromarray(plane).resize((side, side), Image.Resampling.BILINEAR))
-        for plane in np.moveaxis(image, -1, 0)
-    ]
-    return np.stack(planes, -1)
 
 
 def _keys(name, features):

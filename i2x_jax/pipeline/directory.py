@@ -21,12 +21,14 @@ from tqdm import tqdm
 from i2x_jax import config as config_lib
 from i2x_jax import streams
 from i2x_jax.config import OWN, Config, InputError
+from i2x_jax.data import reading
 from i2x_jax.pipeline.tensorboard import EventFile
 from i2x_jax.results.arrays import read_array, refuse_unreadable
 from i2x_jax.results.files import (
     CHECKPOINTS,
     CONFIG,
     METRICS,
+    PICTURES,
     REFINEMENTS,
     STEPS,
     check_json,
@@ -309,6 +311,14 @@ class RunDirectory:
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def keep_pictures(self, files: list[reading.Files]) -> None:
+        """Writes what is known of the files that images are read from, so that they are not decoded to be known."""
+        if not files or not self.main:
+            return
+        path, known = os.fspath(self.path / PICTURES), reading.known_of(files)
+        if reading.read_known(path).tobytes() != known.tobytes():
+            reading.write_known(path, known)
 
     def discard_seeds(self, name: str) -> None:
         """Deletes what the seeds of a refinement gave, which was only there to go on from."""

@@ -13,9 +13,11 @@ import jax
 import numpy as np
 
 from i2x_jax import config as config_lib
-from i2x_jax.config import Config, InputError
+from i2x_jax.config import Config, InputError, printable
+from i2x_jax.data import reading
 from i2x_jax.data.dataset import Splits, fingerprint
 from i2x_jax.data.part import check_part, explained
+from i2x_jax.data.source import files_of
 from i2x_jax.devices.mesh import barrier, is_main
 from i2x_jax.explanation.rivals import MANY_CLASSES
 from i2x_jax.models import torch_weights
@@ -30,7 +32,7 @@ from i2x_jax.pipeline.refine import refine
 from i2x_jax.pipeline.report import write_report
 from i2x_jax.pipeline.train import checkpoint_steps, train
 from i2x_jax.pipeline.trust import check_trustable, measure_trust
-from i2x_jax.results.files import ASKED, CONFIG, IN_ORDER, REPORT, STEPS, TENSORBOARD, read_header, steps_of
+from i2x_jax.results.files import ASKED, CONFIG, IN_ORDER, PICTURES, REPORT, STEPS, TENSORBOARD, read_header, steps_of
 from i2x_jax.results.opened_run import Run, dataset_of, model_of
 from i2x_jax.training import loop as training
 
@@ -45,7 +47,7 @@ MAKERS: dict[str, Callable[[RunDirectory, Run], None]] = {
     "report": write_report,
     "trust": measure_trust,
 }
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy", "scikit-learn", "pillow")
 MAX_PROTOTYPES = np.iinfo(np.int16).max
 
 
@@ -74,7 +76,8 @@ def run(
         tensorboard.check_installed()
     directory = RunDirectory(workdir, is_main(), barrier, config.refine.name)
     directory.quiet = quiet
-    run_steps(config, directory, needed_steps(stages), dataset_of(config, data_dir), directory.say, events)
+    splits = dataset_of(config, data_dir, directory.path / PICTURES)
+    run_steps(config, directory, needed_steps(stages), splits, directory.say, events)
 
 
 def dry_run(config: Config, workdir: str, stages: Iterable[str], data_dir: str | None = None) -> str:
@@ -85,7 +88,8 @@ def dry_run(config: Config, workdir: str, stages: Iterable[str], data_dir: str |
     Raises:
       InputError: settings, data or directory cannot be used, or the run does not fit memory or disk.
     """
-    directory, splits = RunDirectory(workdir, refinement=config.refine.name), dataset_of(config, data_dir)
+    directory = RunDirectory(workdir, refinement=config.refine.name)
+    splits = dataset_of(config, data_dir, directory.path / PICTURES)
     model = model_of(config, splits.train)
     check_feasible(config, splits, model)
     scale, steps = needs.scale_of(config, splits, model), needed_steps(stages)
@@ -155,6 +159,9 @@ def run_steps(
             say(f"The report will be {directory.path / REPORT}")
         else:
             say(f"The run directory is {directory.path}")
+        if left_out := getattr(files_of(splits.train.images), "left_out", ()):
+            path, reason = left_out[0]
+            say(printable(f"{len(left_out)} files are left out, listed in {CONFIG}: {path} {reason}, ..."))
         make_steps(directory, work, makers, say)
     return work
 
@@ -280,6 +287,7 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
     """
     settings = config_lib.to_dict(config)
     prints = {name: fingerprint(split) for name, split in splits.sets().items()}
+    files = [found for split in splits.sets().values() if (found := files_of(split.images)) is not None]
     if (directory.path / CONFIG).exists():
         header = read_header(directory.path)
         made_with = header["provenance"]
@@ -291,10 +299,12 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
             )
         changed = [name for name in prints if prints[name] != made_with["data_fingerprint"].get(name)]
         if changed:
+            how = reading.changes(reading.read_known(directory.path / PICTURES), files) if files else ""
             raise InputError(
-                f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with; "
-                "allowed: the same data; restore it or choose another workdir"
+                f"the {changed[0]} images of {config.data.name} differ from those that {directory.path} was made with"
+                f"{f' ({how})' if how else ''}; allowed: the same data; restore it or choose another workdir"
             )
+        directory.keep_pictures(files)
         if not directory.complete("evidence") and header["config"]["refine"] != settings["refine"]:
             directory.write_json(CONFIG, header | {"config": settings})
         return
@@ -307,9 +317,12 @@ def write_header(directory: RunDirectory, config: Config, splits: Splits, weight
         "data_fingerprint": prints,
         "images": images | {"explained": len(explained(splits.train, config.explain, config.seed).labels)},
     }
+    if left_out := {path: reason for each in files for path, reason in each.left_out}:
+        provenance["left_out"] = left_out
     provenance |= weights
     header = {"config": settings, "provenance": provenance, "timing": {}, "peak_memory": {}}
     directory.write_json(CONFIG, header)
+    directory.keep_pictures(files)
 
 
 def git_revision() -> str | None:

@@ -3,6 +3,7 @@
 from i2x_jax import models
 from i2x_jax.config import Config
 from i2x_jax.data import sources
+from i2x_jax.data.pictures import reading_of
 from i2x_jax.data.planted import planted_channels
 
 
@@ -14,7 +15,7 @@ def tap_table(config: Config, data_dir: str | None) -> str:
     Raises:
       InputError: the data set, the network or the tap is unknown, or the images are too small for the network.
     """
-    image_shape, num_classes = sources.describe(config.data.name, data_dir, config.data.image_size)
+    image_shape, num_classes = sources.describe(config.data.name, data_dir, reading_of(config.data))
     image_shape = (*image_shape[:2], planted_channels(config.data, image_shape[2]))
     model = config.model
     places = models.taps(

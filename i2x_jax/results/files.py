@@ -22,6 +22,8 @@ CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tens
 LEDGER, ACCOUNT, RANKING = "ledger.npz", "account.npy", "ranking.npz"
 REFINEMENT, REFINEMENTS, REPAIRED = "refinement.json", "refinements", "repaired"
 CONTACT_SHEET, REPORT, TRUST = "contact_sheet.png", "report.html", "trust.json"
+# What is known of the files that images are read from, so that they need not be decoded to be known again.
+PICTURES = "pictures.npy"
 
 # The steps of a run in order: the stage each belongs to and the files it makes. A step whose files are all there is
 # complete, because files only ever get their names when they are.

@@ -16,6 +16,7 @@ import numpy as np
 from i2x_jax.config import ACTIONS, OWN, Config, InputError, printable
 from i2x_jax.data import part, planted
 from i2x_jax.data.dataset import Dataset, Splits, load_splits
+from i2x_jax.data.pictures import reading_of
 from i2x_jax.explanation import account, degenerate, ranking, uncertainty
 from i2x_jax.explanation.account import ClassLedger, ImageAccount, PairEntry
 from i2x_jax.explanation.ranking import Alarm, Ranked
@@ -34,6 +35,7 @@ from i2x_jax.results.files import (
     EXPLANATION,
     LEDGER,
     METRICS,
+    PICTURES,
     RANKING,
     REFINEMENT,
     REPAIRED,
@@ -164,7 +166,7 @@ class Run:
     def splits(self) -> Splits:
         """Train (as analysed), validation and test, and where there are any audit and unbiased."""
         self._refuse_own()
-        return dataset_of(self.config, self._data_dir)
+        return dataset_of(self.config, self._data_dir, self.path / PICTURES)
 
     @functools.cached_property
     def dataset(self) -> Dataset:
@@ -872,11 +874,11 @@ class Run:
         return tables.records(table, getattr(self, tables.SOURCES.get(table, "explanation")))
 
 
-def dataset_of(config: Config, data_dir: str | None) -> Splits:
-    """The splits a config asks for."""
-    data = config.data
-    splits = load_splits(data.name, data.validation, data.max_train, data.image_size, config.seed, data_dir)
-    return planted.completed(splits, data, config.seed, data_dir)
+def dataset_of(config: Config, data_dir: str | None, known: pathlib.Path | None = None) -> Splits:
+    """The splits a config asks for; `known` is what a run kept of the files that they are read from."""
+    data, known = config.data, None if known is None else os.fspath(known)
+    splits = load_splits(data.name, data.validation, data.max_train, config.seed, data_dir, reading_of(data, known))
+    return planted.completed(splits, data, config.seed, data_dir, known)
 
 
 def model_of(config: Config, dataset: Dataset) -> "Model":

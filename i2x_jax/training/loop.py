@@ -11,6 +11,7 @@ import optax
 
 from i2x_jax.config import InputError
 from i2x_jax.data.dataset import Dataset, batches, training_indices
+from i2x_jax.data.source import read_ahead
 from i2x_jax.devices.compilation import jit
 from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows_of, replicate, shard, shard_own
 from i2x_jax.models.model import Model, Variables
@@ -241,10 +242,12 @@ def run_steps(
       NotFiniteError: the loss was NaN or infinite.
     """
     how, key = recipe[:3], replicate(jax.random.key(recipe.seed))
-    own = own_rows_of(recipe.batch_size)
-    for step in range(start, stop):
-        rows = training_indices(len(dataset.labels), recipe.batch_size, step, recipe.seed)
-        images, labels = shard_own(dataset.images[rows[own]], len(rows)), shard(dataset.labels[rows])
+    own, count, steps = own_rows_of(recipe.batch_size), len(dataset.labels), range(start, stop)
+    order = functools.partial(training_indices, count, recipe.batch_size, seed=recipe.seed)
+    several = (order(step)[own] for step in steps)
+    for step, (_, read) in zip(steps, read_ahead(dataset.images, several), strict=True):
+        images = shard_own(read, recipe.batch_size)
+        labels = shard(dataset.labels[order(step)])
         state, totals = train_step(*how, state, totals, images, labels, key)
         progress(recipe.batch_size)
         if (step + 1) % STEPS_BETWEEN_CHECKS == 0 or step + 1 == stop:

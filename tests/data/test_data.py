@@ -3,8 +3,8 @@ import pytest
 
 from i2x_jax.config import InputError
 from i2x_jax.data import dataset as data
-from i2x_jax.data import sources
 from i2x_jax.data.dataset import Dataset, Splits
+from i2x_jax.data.pictures import Reading, prepared_array
 from tests.helpers import one_line, planted
 
 
@@ -62,7 +62,7 @@ class TestDigits:
         assert data.fingerprint(every.train) == data.fingerprint(beyond.train)
 
     def test_image_size_resizes_every_split(self):
-        splits = data.load_splits("digits", 0.15, image_size=12)
+        splits = data.load_splits("digits", 0.15, how=Reading(size=12))
         assert {split.images.shape[1:] for split in splits[:3]} == {(12, 12, 1)}
 
 
@@ -135,14 +135,14 @@ class TestResized:
     @pytest.mark.parametrize("side", [5, 8, 20])
     @pytest.mark.parametrize("channels", [1, 3])
     def test_shapes(self, side, channels):
-        image = sources.resized(np.zeros((8, 10, channels), np.uint8), side)
+        image = prepared_array(np.zeros((8, 10, channels), np.uint8), Reading(size=side))
         assert image.shape == (side, side, channels)
         assert image.dtype == np.uint8
 
     def test_channels_keep_their_places_and_rows_stay_rows(self):
-        image = np.zeros((4, 4, 2), np.uint8)
+        image = np.zeros((4, 4, 3), np.uint8)
         image[:2, :, 0], image[:, :2, 1] = 200, 100
-        image = sources.resized(image, 8)
+        image = prepared_array(image, Reading(size=8))
         assert (image[:2, :, 0] == 200).all()
         assert (image[-2:, :, 0] == 0).all()
         assert (image[:, :2, 1] == 100).all()
@@ -152,11 +152,11 @@ class TestResized:
         # One bright column in four. Bilinear samples without antialiasing, at columns 1.5 and 5.5, would miss it.
         image = np.zeros((8, 8, 1), np.uint8)
         image[:, ::4] = 200
-        assert sources.resized(image, 2).min() > 20
+        assert prepared_array(image, Reading(size=2)).min() > 20
 
     def test_the_same_size_changes_nothing(self):
         image = planted(1).images[0]
-        np.testing.assert_array_equal(sources.resized(image, 8), image)
+        np.testing.assert_array_equal(prepared_array(image, Reading(size=8)), image)
 
 
 class TestFingerprint:

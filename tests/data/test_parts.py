@@ -9,6 +9,7 @@ from i2x_jax import parts
 from i2x_jax.config import InputError
 from i2x_jax.data import dataset as data
 from i2x_jax.data import sources
+from i2x_jax.data.pictures import Reading
 from tests.helpers import one_line
 
 
@@ -166,7 +167,7 @@ class TestAsADataSet:
         assert prints[0] == prints[1] != prints[2]
 
     def test_it_can_be_resized_and_described(self):
-        assert data.load("parts", "test", image_size=16).images.shape == (2000, 16, 16, 1)
+        assert data.load("parts", "test", how=Reading(size=16)).images.shape == (2000, 16, 16, 1)
         assert sources.describe("parts:5", None) == ((32, 32, 1), 10)
 
 
@@ -178,7 +179,9 @@ class TestRefused:
         assert "has no seed behind its colon; allowed: parts, or parts:SEED with 0 to 2147483647" in one_line(error)
 
     def test_a_name_that_is_nearly_this_one(self):
-        with pytest.raises(InputError, match=r"allowed: digits, parts, or an image set.*did you mean parts\?"):
+        with pytest.raises(
+            InputError, match=r"allowed: digits, parts, folder:DIR, csv:FILE, or an image set.*did you mean parts\?"
+        ):
             data.load("partz", "test")
 
     @pytest.mark.parametrize(

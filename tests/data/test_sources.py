@@ -13,6 +13,7 @@ import pytest
 from i2x_jax.config import InputError
 from i2x_jax.data import dataset as data
 from i2x_jax.data import sources
+from i2x_jax.data.pictures import Reading, prepared_array
 from tests.helpers import one_line
 
 DATA_DIR = os.environ.get("TFDS_DATA_DIR", "")
@@ -112,36 +113,36 @@ class TestReading:
         assert names == mnist.class_names
 
     def test_resizes_while_reading(self, copied, mnist):
-        images, labels, _ = self.read(copied, image_size=14)
+        images, labels, _ = self.read(copied, how=Reading(size=14))
         assert images.shape == (FEW, 14, 14, 1)
         np.testing.assert_array_equal(labels, mnist.labels[:FEW])
         for row in (0, sources.READ_AT_ONCE - 1, sources.READ_AT_ONCE, FEW - 1):
-            np.testing.assert_array_equal(images[row], sources.resized(mnist.images[row], 14))
+            np.testing.assert_array_equal(images[row], prepared_array(mnist.images[row], Reading(size=14)))
 
     def test_a_set_that_does_not_fit_the_memory_is_refused_in_bytes(self, copied):
         with pytest.raises(InputError) as error:
-            self.read(copied, memory_budget=self.NEEDED - 1)
+            self.read(copied, budget=self.NEEDED - 1)
         line = one_line(error)
         assert "takes 862,400 bytes of memory as 1,100 images of 28x28x1; allowed: 862,399 bytes" in line
         assert "data.image_size" in line
 
     def test_a_set_that_fits_to_the_byte_is_read(self, copied):
-        assert len(self.read(copied, memory_budget=self.NEEDED)[0]) == FEW
+        assert len(self.read(copied, budget=self.NEEDED)[0]) == FEW
 
     def test_the_size_wanted_counts(self, copied):
         with pytest.raises(InputError, match="takes 4,400,000,000 bytes of memory as 1,100 images of 2000x2000x1"):
-            self.read(copied, image_size=2000, memory_budget=10**9)
-        assert len(self.read(copied, image_size=2, memory_budget=4 * FEW)[0]) == FEW
+            self.read(copied, how=Reading(size=2000), budget=10**9)
+        assert len(self.read(copied, how=Reading(size=2), budget=4 * FEW)[0]) == FEW
 
     def test_half_of_the_memory_is_the_limit_unless_set(self, copied):
         half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
         with pytest.raises(InputError, match=f"allowed: {half:,} bytes"):
-            self.read(copied, image_size=10**6)
+            self.read(copied, how=Reading(size=10**6))
 
 
 def refused(name, data_dir, split="test", image_size=0):
     with pytest.raises(InputError) as error:
-        data.load(name, split, str(data_dir), image_size)
+        data.load(name, split, str(data_dir), Reading(size=image_size))
     return one_line(error)
 
 
@@ -305,7 +306,7 @@ class TestSetOfOnesOwn:
         self.with_features(own, lambda features: features["image"]["image"].update(shape=shape))
         line = refused("planted", tmp_path)
         assert "data set 'planted' has images of several sizes; allowed: one size; set data.image_size" in line
-        resized = data.load("planted", "test", str(tmp_path), image_size=28)
+        resized = data.load("planted", "test", str(tmp_path), how=Reading(size=28))
         np.testing.assert_array_equal(resized.images, mnist.images[:FEW])
 
     def test_images_of_another_size_than_described(self, own, tmp_path):

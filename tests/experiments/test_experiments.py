@@ -13,6 +13,7 @@ from programs import ROOT, environment
 from i2x_jax import Run, models
 from i2x_jax.config import Config, from_config_dict, to_dict
 from i2x_jax.data import sources
+from i2x_jax.data.pictures import reading_of
 from i2x_jax.training import loop as training
 
 PAPER = ("mnist_resnet50", "cifar10_resnet50", "mnist_inception_v3")
@@ -56,7 +57,7 @@ def test_its_docstring_says_the_command(path):
 @pytest.mark.parametrize("path", each(slow=PAPER))
 def test_its_map_is_at_least_4x4(path):
     config = from_config_dict(settings_of(path))
-    image_shape, num_classes = sources.describe(config.data.name, None, config.data.image_size)
+    image_shape, num_classes = sources.describe(config.data.name, None, reading_of(config.data))
     model = models.create(
         config.model.name,
         num_classes=num_classes,

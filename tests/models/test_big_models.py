@@ -11,6 +11,7 @@ from flax import nnx
 from i2x_jax import models
 from i2x_jax.config import InputError
 from i2x_jax.data import dataset as data
+from i2x_jax.data.pictures import Reading
 from i2x_jax.models.layers import Settings
 from i2x_jax.training import loop as training
 from tests.helpers import drawn, one_line
@@ -180,7 +181,7 @@ class TestRefusals:
 
 @pytest.mark.slow
 def test_bfloat16_is_used_inside_and_float32_comes_out():
-    images = data.load("digits", "train", image_size=32).images[:8]
+    images = data.load("digits", "train", how=Reading(size=32)).images[:8]
     settings = {"num_classes": 10, "image_shape": (32, 32, 1), "width": 8, "stem": "cifar"}
     exact = create("resnet18", **settings)
     narrow = create("resnet18", **settings, dtype="bfloat16")
@@ -206,7 +207,7 @@ TRAINED = [
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "settings", "side"), TRAINED)
 def test_learns_64_images(name, settings, side):
-    dataset = data.load("digits", "train", image_size=side).take(np.arange(64))
+    dataset = data.load("digits", "train", how=Reading(size=side)).take(np.arange(64))
     model = models.create(name, num_classes=10, image_shape=(side, side, 1), **settings)
     optimizer = training.make_optimizer("adamw", 1e-2, 0.0, 60, 0.1)
     state = training.init_state(drawn(model), optimizer)
