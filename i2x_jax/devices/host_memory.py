@@ -1,6 +1,9 @@
-"""How the C library handles the memory that XLA asks it for on a CPU."""
+"""How the C library handles the memory that XLA asks it for on a CPU, and pages of files that are mapped."""
 
 import ctypes
+import mmap
+
+import numpy as np
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -18,3 +21,12 @@ def keep_freed_memory() -> None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
         mallopt(M_ARENA_MAX, 1)
+
+
+def release(array: np.memmap) -> None:
+    """Has a process let go of the pages of a mapped file, all of which are on disk; they are read again when needed.
+
+    Otherwise everything that was once looked at counts as the process's memory, which grows with the number of images.
+    """
+    if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        array.base.madvise(mmap.MADV_DONTNEED)

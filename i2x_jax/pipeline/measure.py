@@ -17,6 +17,7 @@ import numpy as np
 
 from i2x_jax.config import InputError
 from i2x_jax.data.dataset import Batch, Dataset, batches
+from i2x_jax.devices.host_memory import release
 from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows, own_rows_of, replicate, shard, shard_own
 from i2x_jax.evidence import measuring, prototypes
 from i2x_jax.explanation.analysis import choose_kept
@@ -369,6 +370,7 @@ def finish_block(directory: RunDirectory, rows: Rows, number: int, totals: Sums)
     for array in rows:
         if array is not None:
             array.flush()
+            release(array)
     directory.barrier(f"block {number} written")
     if directory.main:
         folder = directory.partial(STEP)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from i2x_jax.config import InputError
+from i2x_jax.devices.host_memory import release
 from i2x_jax.results.files import read
 
 CHECKED_AT_A_TIME = 2**22  # values of an array
@@ -161,6 +162,7 @@ def _load_array(path, bound):
     if not isinstance(array, np.memmap):
         raise ValueError("it is not an array")
     check_array("", array, ARRAYS[path.name][""], bound)
+    release(array)
     if path.name == "steps.npy" and (len(array) < 2 or (np.diff(array) <= 0).any()):
         raise ValueError("its steps do not rise")
     return array
