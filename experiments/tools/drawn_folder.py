@@ -19,13 +19,6 @@ COLOURS, SIZES, PARTS = 12, (0.1, 0.14, 0.19), 3
 SPLITS = ("train", "validation", "test")
 QUALITY = 90
 
-_FOLDER = flags.DEFINE_string("folder", None, "Where the pictures go.", required=True)
-_CLASSES = flags.DEFINE_integer("classes", 1000, "Classes.", lower_bound=2)
-_IMAGES = flags.DEFINE_integer("images", 50_000, "Training pictures, of all classes together.", lower_bound=2)
-_HELD_OUT = flags.DEFINE_integer("held_out", 2, "Pictures of a class for validation, and for testing.", lower_bound=1)
-_SIDE = flags.DEFINE_integer("side", 224, "Pixels of a side.", lower_bound=16)
-_SEED = flags.DEFINE_integer("seed", 0, "Of all that is drawn.", lower_bound=0)
-
 
 def parts_of(label: int, seed: int) -> np.ndarray:
     """The parts of a class: int `[3, 3]`, a shape, a colour and a size each."""
@@ -123,10 +116,18 @@ def main(argv):
     """Draws."""
     if argv[1:]:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
-    folder = pathlib.Path(_FOLDER.value)
-    drawn = draw_folder(folder, _IMAGES.value, _HELD_OUT.value, _CLASSES.value, _SIDE.value, _SEED.value)
+    given = flags.FLAGS
+    folder = pathlib.Path(given.folder)
+    drawn = draw_folder(folder, given.images, given.held_out, given.classes, given.side, given.seed)
     print(f"{drawn:,} pictures drawn in {folder}")
 
 
 if __name__ == "__main__":
+    # Here, so that a program that draws folders may have flags of the same names.
+    flags.DEFINE_string("folder", None, "Where the pictures go.", required=True)
+    flags.DEFINE_integer("classes", 1000, "Classes.", lower_bound=2)
+    flags.DEFINE_integer("images", 50_000, "Training pictures, of all classes together.", lower_bound=2)
+    flags.DEFINE_integer("held_out", 2, "Pictures of a class for validation, and for testing.", lower_bound=1)
+    flags.DEFINE_integer("side", 224, "Pixels of a side.", lower_bound=16)
+    flags.DEFINE_integer("seed", 0, "Of all that is drawn.", lower_bound=0)
     app.run(main)

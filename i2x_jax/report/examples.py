@@ -5,8 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from i2x_jax.explanation.rivals import MANY_CLASSES
+
 MOST = 24  # images of each telling kind
 RANDOM_IMAGES, RANDOM_PER_CLASS = 120, 6  # images drawn at random: at most so many, and so many of a class
+MOST_OF_MANY, RANDOM_OF_MANY = 16, 24  # the same above `MANY_CLASSES` classes, where other pictures take more room
 LEFT_OUT = 16
 GROUP_TILES = 3000  # small pictures of members of groups, in the whole page
 MAX_GROUPS, MAX_MEMBERS = 4, 6  # of a class in one interval; of a group
@@ -36,13 +39,16 @@ def choose_images(own: np.ndarray, labels: np.ndarray, left_out: np.ndarray, rng
     """
     path = np.abs(np.diff(own, axis=0)).sum(0)
     classes = np.unique(labels)
-    each = min(RANDOM_PER_CLASS, max(1, RANDOM_IMAGES // len(classes)))
+    most, drawn_most = (MOST, RANDOM_IMAGES) if len(classes) <= MANY_CLASSES else (MOST_OF_MANY, RANDOM_OF_MANY)
+    # Of so many classes that not each has its turn, those that do lie evenly among them.
+    classes = classes[np.unique(np.linspace(0, len(classes) - 1, min(len(classes), drawn_most)).astype(int))]
+    each = min(RANDOM_PER_CLASS, max(1, drawn_most // len(classes)))
     drawn = [rng.permutation(np.flatnonzero(labels == label))[:each] for label in classes]
     return Chosen(
-        confused=np.argsort(own[-1], kind="stable")[:MOST],
-        changed=np.argsort(-path, kind="stable")[:MOST],
+        confused=np.argsort(own[-1], kind="stable")[:most],
+        changed=np.argsort(-path, kind="stable")[:most],
         left_out=np.sort(rng.permutation(left_out)[:LEFT_OUT]).astype(np.int64),
-        random=np.concatenate(drawn)[:RANDOM_IMAGES],
+        random=np.concatenate(drawn)[:drawn_most],
     )
 
 
@@ -68,9 +74,12 @@ def choose_groups(
       rng: draws the members.
 
     Returns:
-      For each class and interval its groups, largest first; noise (id -1) comes last.
+      For each class and interval its groups, largest first; noise (id -1) comes last. Of so many classes that there
+      are not `GROUP_TILES` for a group and noise in each interval, there are members in those intervals alone in which
+      the confidence moved most.
     """
     cells = num_classes * len(groups)
+    pictured = int(np.clip(GROUP_TILES // (2 * max(num_classes, 1)), 1, max(len(groups), 1)))
     most = int(np.clip(GROUP_TILES // (2 * max(cells, 1)), 1, MAX_GROUPS))
     members = int(np.clip(GROUP_TILES // max(cells * (most + 1), 1), 1, MAX_MEMBERS))
     found = []
@@ -78,10 +87,13 @@ def choose_groups(
         rows = np.flatnonzero(labels == label)
         changes = np.diff(np.asarray(own[:, rows], np.float64), axis=0)
         found.append([])
-        for ids, change in zip(groups[:, rows], changes, strict=True):
+        moved = np.abs(changes.sum(1))
+        with_members = set(np.argsort(-moved, kind="stable")[:pictured].tolist())
+        for t, (ids, change) in enumerate(zip(groups[:, rows], changes, strict=True)):
             names, sizes = np.unique(ids[ids >= 0], return_counts=True)
             names = list(names[np.argsort(-sizes, kind="stable")][:most])
-            found[-1].append(list(_groups(names + [-1] * bool((ids == -1).any()), ids, rows, change, members, rng)))
+            named, shown = names + [-1] * bool((ids == -1).any()), members if t in with_members else 0
+            found[-1].append(list(_groups(named, ids, rows, change, shown, rng)))
     return found
 
 

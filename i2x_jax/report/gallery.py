@@ -21,11 +21,13 @@ LOOK, LOOKS = 92, 6  # side and number of the images that show a prototype which
 SWAPPED_EACH = 2  # images with the cue, and without it, that show a swap
 THUMB_COLUMNS = 16
 MAX_TILES, TILES = 8, 600  # crops of each kind of a prototype, and of all
+LEAST_STRONGEST, LEAST_RANDOM = 3, 2  # of each kind, however many prototypes there are
 MAX_CELLS = len(pictures.COLOURS)
 # Of many classes the page holds the contributions that are drawn: the largest of each prototype, and of each class.
 LARGEST_OF_PROTOTYPE, LARGEST_OF_CLASS = 5, 12
 MAX_OTHERS = 4  # classes beside the label on a confidence path
 IN_CLASS, PICTURED_PAIRS = 4, 60  # crops of a separating prototype in a class; pairs whose prototypes get some
+PICTURED_PAIRS_OF_MANY = 40  # the same above `MANY_CLASSES` classes
 
 
 class Members(NamedTuple):
@@ -39,12 +41,13 @@ def choose_members(run: Run, rng: np.random.Generator) -> list[Members]:
     """For each of the K prototypes the images that will show it."""
     assignments, final = np.array(run.array("assignments")), np.array(run.array("intensity")[-1])
     num_prototypes = final.shape[1]
-    shown = int(np.clip(TILES // num_prototypes, 4, MAX_TILES))
+    share = TILES // num_prototypes
+    shown, drawn = (int(np.clip(share, least, MAX_TILES)) for least in (LEAST_STRONGEST, LEAST_RANDOM))
     chosen = []
     for k in range(num_prototypes):
         area = (assignments == k).sum((1, 2))
         strongest = story.strongest_members(area, final[:, k], shown)
-        chosen.append(Members(strongest, rng.permutation(np.flatnonzero(area))[:shown]))
+        chosen.append(Members(strongest, rng.permutation(np.flatnonzero(area))[:drawn]))
     return chosen
 
 
@@ -56,9 +59,10 @@ def choose_in_classes(run: Run) -> dict[tuple[int, int], np.ndarray]:
     """
     assignments, final = np.array(run.array("assignments")), np.array(run.array("intensity")[-1])
     labels, classes = np.array(run.array("labels")), run.explanation.classes
+    most = PICTURED_PAIRS if len(classes) <= MANY_CLASSES else PICTURED_PAIRS_OF_MANY
     wanted = {
         (each.prototype, classes.index(carrier(pair, each)))
-        for pair in run.explanation.pairs[:PICTURED_PAIRS]
+        for pair in run.explanation.pairs[:most]
         for each in pair.separating
     }
     chosen = {}
@@ -241,7 +245,9 @@ def classes(run: Run, rng: np.random.Generator) -> list[dict]:
                         "rows": group.members.tolist(),
                         "picture": pictures.data_uri(
                             pictures.row_of([pictures.tile(images[row], size) for row in group.members])
-                        ),
+                        )
+                        if len(group.members)
+                        else None,
                     }
                     for group in of_interval
                 ]

@@ -532,6 +532,37 @@ class TestExamples:
         tiles = sum(len(group.members) for each in found for of_interval in each for group in of_interval)
         assert tiles <= examples.GROUP_TILES
 
+    def test_of_a_thousand_classes_groups_have_members_where_their_confidence_moved_most(self):
+        rng = np.random.default_rng(0)
+        labels, groups = np.arange(4000) % 1000, rng.integers(-1, 2, (7, 4000))
+        own = np.cumsum(rng.uniform(0, 0.1, (8, 4000)), 0)
+        found = examples.choose_groups(groups, labels, own, 1000, rng)
+        assert sum(len(group.members) for of in found for interval in of for group in interval) <= examples.GROUP_TILES
+        for label, of_class in enumerate(found):
+            shown = {t for t, interval in enumerate(of_class) if any(len(group.members) for group in interval)}
+            assert shown == {int(np.abs(np.diff(own[:, labels == label], axis=0).sum(1)).argmax())}
+            assert all(group.size for interval in of_class for group in interval)
+
+    def test_images_of_a_thousand_classes(self):
+        rng = np.random.default_rng(0)
+        labels, own = np.arange(4000) % 1000, rng.uniform(0, 1, (8, 4000))
+        chosen = examples.choose_images(own, labels, np.arange(50), rng)
+        drawn = labels[chosen.random]
+        assert len(np.unique(drawn)) == len(drawn) == examples.RANDOM_OF_MANY
+        assert drawn.min() == 0
+        assert drawn.max() == 999
+        assert len(chosen.rows()) <= 2 * examples.MOST_OF_MANY + examples.LEFT_OUT + examples.RANDOM_OF_MANY
+
+    def test_of_many_classes_the_largest_contributions_are_held(self):
+        own = np.random.default_rng(0).normal(size=(30, 200))
+        held = gallery.shown_contributions(own)
+        assert held.sum() <= 30 * gallery.LARGEST_OF_PROTOTYPE + 200 * gallery.LARGEST_OF_CLASS
+        for k in range(30):
+            assert held[k][np.argsort(-abs(own[k]))[: gallery.LARGEST_OF_PROTOTYPE]].all()
+        for c in range(200):
+            assert held[np.argsort(-abs(own[:, c]))[: gallery.LARGEST_OF_CLASS], c].all()
+        assert gallery.shown_contributions(own[:, :64]).all()
+
 
 class TestPictures:
     def test_tile_keeps_proportions_and_pixels(self):

@@ -338,7 +338,7 @@
       const found = each.groups[shownInterval] || [];
       groups.replaceChildren(...(found.length ? found.map((group) => el("figure", {},
         el("figcaption", {}, `${group.id < 0 ? "Noise" : "Group " + group.id}: ${group.size} images; their confidence in ${quoted(c)} moved by ${signed(group.change, 3)} on average`),
-        strip(group.picture, [group.rows.length, ...each.tile], `Images ${list(group.rows)}, drawn at random`))) : [el("p", {}, "No image of this class changed in this interval.")]));
+        group.picture ? strip(group.picture, [group.rows.length, ...each.tile], `Images ${list(group.rows)}, drawn at random`) : null)) : [el("p", {}, "No image of this class changed in this interval.")]));
     };
     showGroups(Math.min(shownInterval, intervals.length - 1));
     const head = [
@@ -410,6 +410,7 @@
     const pair = findPair(a, b);
     const most = pairs.slice(0, 8).map((each) => el("li", {}, el("a", { href: link.pair(each.a, each.b) }, `${names[each.a]} / ${names[each.b]}`)));
     const head = [el("h3", { tabindex: -1 }, `${quoted(a)} and ${quoted(b)}`), pairChoosers(a, b), el("p", { class: "how" }, "Most confused pairs:"), el("ul", { class: "chips" }, most)];
+    if (!pair && pairs.length === data.allPairs) return fill(panel("pair"), ...head, el("p", {}, "These two are hardly confused, or not both explained: nothing was kept of one on images of the other."));
     if (!pair) return fill(panel("pair"), ...head, el("p", {}, `This page holds the ${pairs.length} most confused pairs of ${data.allPairs}, and this is none of them; explanation.json has them all.`));
     const [A, B] = [quoted(pair.a), quoted(pair.b)];
     const rows = pair.heat.map((cell) => ({
