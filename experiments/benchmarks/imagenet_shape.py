@@ -28,9 +28,10 @@ from i2x_jax.config import from_config_dict
 from i2x_jax.data.dataset import Dataset, Splits
 from i2x_jax.data.source import blocks
 from i2x_jax.pipeline import needs
-from i2x_jax.pipeline.programs import batch_programs, cost, forward_programs
+from i2x_jax.pipeline.programs import Program, batch_programs, cost, forward_programs
 from i2x_jax.results.files import read_header
 from i2x_jax.results.opened_run import dataset_of
+from i2x_jax.training import loop as training
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 IMAGENET = 1_281_167, 50_000  # training and validation images of ILSVRC 2012
@@ -141,6 +142,8 @@ def at_imagenet() -> dict:
     of_batch = batch_programs(model, variables, images, _CHECKPOINTS.value, _PROTOTYPES.value)
     costs = {each.name: cost(each, jax.devices()[0]) for each in (*forward_programs(model, variables, images),)}
     forward = sum(each.operations for each in costs.values()) / 64
+    sample = jax.ShapeDtypeStruct((training.BATCH_NORM_IMAGES, side, side, 3), np.uint8)
+    normed = cost(Program("batch_statistics", 1, False, model.batch_statistics, (variables, sample)), jax.devices()[0])
     costs |= {each.name: cost(each, jax.devices()[0]) for each in of_batch[1:]}
     measuring = sum(each.times * costs[each.name].operations for each in of_batch) / 64
     operations = {
@@ -148,7 +151,8 @@ def at_imagenet() -> dict:
         "prototypes": count * forward,
         "evidence": count * measuring + 2 * held_out * _CHECKPOINTS.value * forward,
     }
-    return {"needs": told, "operations": operations, "memory_of_a_batch": max(each.memory for each in costs.values())}
+    memory = {"a batch of 64": max(each.memory for each in costs.values()), "BatchNorm's sample": normed.memory}
+    return {"needs": told, "operations": operations, "compiled": memory}
 
 
 def table(report: dict) -> str:
@@ -180,7 +184,8 @@ def table(report: dict) -> str:
         if each["host"] or each["device"]:
             lines.append(f"  {step:<14}host {each['host'] / 1e9:>6.2f} GB, device {each['device'] / 1e9:>6.2f} GB")
     if operations := report["imagenet"].get("operations"):
-        lines.append(f"  beside it {report['imagenet']['memory_of_a_batch'] / 1e9:.2f} GB for a batch of 64 (compiled)")
+        for what, size in report["imagenet"]["compiled"].items():
+            lines.append(f"  beside it {size / 1e9:.2f} GB for {what} (compiled)")
         lines += [f"  {name:<18}{value:.3e} operations" for name, value in operations.items()]
         whole = operations["prototypes"] + operations["evidence"]
         lines.append(

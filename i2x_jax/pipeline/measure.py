@@ -145,9 +145,8 @@ def measure_held_out(directory: RunDirectory, work: Run) -> dict[str, np.ndarray
         for step in work.steps:
             variables = work.variables(step)
             for name, dataset in held_out.items():
-                logits = training.predict(work.model, variables, dataset, work.config.explain.batch_size)
+                logits = training.predict(work.model, variables, dataset, work.config.explain.batch_size, bar.update)
                 confidence[name].append(training.confidence(logits))
-                bar.update(len(dataset.labels))
     return {name: np.stack(values) for name, values in confidence.items()}
 
 

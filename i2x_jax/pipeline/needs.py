@@ -221,11 +221,15 @@ def measured(
     forward = forward_programs(model, variables, images)
     costs = {each.name: cost(each, device) for each in (*forward, *of_batch[1:])}
     step = cost(training_program(config, model, variables, shape), device)
+    # All images of the sample at once: in a narrow network of large images that is the most of all.
+    sample = jax.ShapeDtypeStruct((min(scale.train, training.BATCH_NORM_IMAGES), *shape), np.uint8)
+    normed = cost(Program("batch_statistics", 1, False, model.batch_statistics, (variables, sample)), device)
+    trained = max(step.memory, normed.memory)
     rate = costs["features"].operations / forward_seconds(model, variables, images)
     measuring = sum(each.times * costs[each.name].operations for each in of_batch) / batch
     one = sum(costs[each.name].operations for each in forward) / batch
     most = max(each.memory for each in costs.values())
-    beside = {"train": step.memory, "evidence": most, "prototypes": most, "ranking": most, "refine": step.memory}
+    beside = {"train": trained, "evidence": most, "prototypes": most, "ranking": most, "refine": trained}
     devices = jax.device_count()
     seconds = {
         "train": needs["train"].images * step.operations / step_batch / rate / devices,

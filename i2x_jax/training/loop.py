@@ -284,7 +284,13 @@ def batch_logits(model: Model, variables: Variables, images: jax.Array) -> jax.A
     return model.head(variables, model.features(variables, images))
 
 
-def predict(model: Model, variables: Variables, dataset: Dataset, batch_size: int) -> np.ndarray:
+def predict(
+    model: Model,
+    variables: Variables,
+    dataset: Dataset,
+    batch_size: int,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> np.ndarray:
     """Logits float32 `[N, M]` of every sample, in evaluation mode.
 
     Args:
@@ -292,11 +298,15 @@ def predict(model: Model, variables: Variables, dataset: Dataset, batch_size: in
       variables: its weights and BatchNorm statistics.
       dataset: N samples.
       batch_size: samples a batch; the result does not depend on it.
+      progress: told after every batch how many samples it held.
     """
-    count = divisible(batch_size)
+    count, found = divisible(batch_size), []
     read = batches(dataset, count, own_rows_of(count))
-    parts = (batch_logits(model, variables, shard_own(batch.images, count)) for batch in read)
-    return np.concatenate([fetch(part) for part in ahead(parts)])[: len(dataset.labels)]
+    parts = ((batch_logits(model, variables, shard_own(batch.images, count)), batch.mask.sum()) for batch in read)
+    for part, samples in ahead(parts):
+        found.append(fetch(part))
+        progress(int(samples))
+    return np.concatenate(found)[: len(dataset.labels)]
 
 
 def confidence(logits: np.ndarray) -> np.ndarray:
