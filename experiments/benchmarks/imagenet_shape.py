@@ -142,7 +142,7 @@ def at_imagenet() -> dict:
     of_batch = batch_programs(model, variables, images, _CHECKPOINTS.value, _PROTOTYPES.value)
     costs = {each.name: cost(each, jax.devices()[0]) for each in (*forward_programs(model, variables, images),)}
     forward = sum(each.operations for each in costs.values()) / 64
-    sample = jax.ShapeDtypeStruct((training.BATCH_NORM_IMAGES, side, side, 3), np.uint8)
+    sample = jax.ShapeDtypeStruct((training.batch_norm_count(count, scale.image), side, side, 3), np.uint8)
     normed = cost(Program("batch_statistics", 1, False, model.batch_statistics, (variables, sample)), jax.devices()[0])
     costs |= {each.name: cost(each, jax.devices()[0]) for each in of_batch[1:]}
     measuring = sum(each.times * costs[each.name].operations for each in of_batch) / 64

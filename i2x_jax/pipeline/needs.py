@@ -161,14 +161,15 @@ def needs_of(config: Config, splits: Splits, model: Model, scale: Scale) -> dict
         "evidence": min(held, 2**31) + (t + 1) * features + by_class * (2 * t + 4 * (t - 1)) // 2,
         "ranking": scale.variables + features,
     }
-    calibration = min(scale.train, training.BATCH_NORM_IMAGES) * scale.image
+    calibration = training.batch_norm_count(scale.train, scale.image) * scale.image
     host = {
         "train": 2 * state + calibration,
         "prototypes": min(sample, SAMPLE_BYTES) + 4 * wanted * s["D"],
         # Sums of all blocks in float64, and of each stacked where they are written.
         "evidence": by_class * (2 * t + 4 * (t - 1)) + by_class * 4 * t + 2 * 4 * t * held_out * m,
         "ranking": 3 * 8 * t * k * m,
-        "mapping": n * (8 * 6 * k + 8 * 4 * s["Y"]) + 8 * m * (FOLDS + 1) * k * (k + r + 1) + 4 * by_class * t,
+        # Products of intensities by class and fold, whole and less each fold.
+        "mapping": n * (8 * 6 * k + 8 * 4 * s["Y"]) + 8 * m * 2 * (FOLDS + 1) * k * (k + r + 1) + 4 * by_class * t,
         "contact_sheet": 4 * n * k + 2 * n * s["h"] * s["w"],
         "report": 4 * 2 * n * k + 2 * n * s["h"] * s["w"] + 4 * by_class,
     }
@@ -222,7 +223,7 @@ def measured(
     costs = {each.name: cost(each, device) for each in (*forward, *of_batch[1:])}
     step = cost(training_program(config, model, variables, shape), device)
     # All images of the sample at once: in a narrow network of large images that is the most of all.
-    sample = jax.ShapeDtypeStruct((min(scale.train, training.BATCH_NORM_IMAGES), *shape), np.uint8)
+    sample = jax.ShapeDtypeStruct((training.batch_norm_count(scale.train, scale.image), *shape), np.uint8)
     normed = cost(Program("batch_statistics", 1, False, model.batch_statistics, (variables, sample)), device)
     trained = max(step.memory, normed.memory)
     rate = costs["features"].operations / forward_seconds(model, variables, images)

@@ -16,7 +16,8 @@ from i2x_jax.devices.compilation import jit
 from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows_of, replicate, shard, shard_own
 from i2x_jax.models.model import Model, Variables
 
-BATCH_NORM_IMAGES = 2048
+# Images whose statistics BatchNorm is given, and bytes of them: the network sees them all at once.
+BATCH_NORM_IMAGES, BATCH_NORM_BYTES = 2048, 2**26
 SHIFT_FRACTION = 8  # images are shifted by up to 1/8 of their side
 STEPS_BETWEEN_CHECKS = 100
 GOOD = np.iinfo(np.int32).max
@@ -271,9 +272,14 @@ def recompute_batch_norm(model: Model, variables: Variables, images: jax.Array) 
     return {**variables, "batch_stats": batch_statistics(model, variables, images)}
 
 
+def batch_norm_count(samples: int, image: int) -> int:
+    """How many of so many images, of so many bytes each, BatchNorm is given the statistics of."""
+    return min(samples, BATCH_NORM_IMAGES, max(BATCH_NORM_BYTES // image, 1))
+
+
 def batch_norm_images(dataset: Dataset, seed: int) -> np.ndarray:
-    """The fixed, seeded subset of up to 2,048 training images whose statistics BatchNorm is given."""
-    count = min(len(dataset.labels), BATCH_NORM_IMAGES)
+    """The fixed, seeded subset of up to 2,048 training images (64 MiB) whose statistics BatchNorm is given."""
+    count = batch_norm_count(len(dataset.labels), int(np.prod(dataset.images.shape[1:])))
     chosen = np.random.default_rng(seed).choice(len(dataset.labels), count, replace=False)
     return dataset.images[np.sort(chosen)]
 

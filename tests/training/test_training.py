@@ -207,6 +207,12 @@ class TestBatchNormImages:
         assert (chosen != training.batch_norm_images(many, 6)).any()
         assert len({image.tobytes() for image in chosen}) == 2048
 
+    def test_of_large_images_there_are_fewer(self):
+        assert training.batch_norm_count(10**6, 104 * 104 * 3) == 2048
+        assert training.batch_norm_count(10**6, 224 * 224 * 3) == 2**26 // (224 * 224 * 3)
+        assert training.batch_norm_count(300, 224 * 224 * 3) == 300
+        assert training.batch_norm_count(300, 2**27) == 1
+
     def test_are_all_images_of_a_small_set(self):
         np.testing.assert_array_equal(training.batch_norm_images(PLANTED, 5), PLANTED.images)
 
