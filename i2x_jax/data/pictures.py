@@ -129,8 +129,11 @@ def decoded(content: bytes) -> Image.Image:
             # The further pictures of a camera's MPO are previews and other views of the first.
             if frames > 1 and image.format != "MPO":
                 raise UnusableError(f"has {frames} frames, where one is allowed")
+            kind = image.format
+            # In place: most pictures need nothing of this, and a copy would take a while.
+            ImageOps.exif_transpose(image, in_place=True)
             image.load()
-            return _levels(ImageOps.exif_transpose(image), image.format)
+            return _levels(image, kind)
     except UnusableError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -158,7 +161,8 @@ def _levels(image, kind):
         image = (image.convert(straight) if straight else image).convert("RGBA")
         if image.getextrema()[3][0] < 255:
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if grey else "RGB")
+    wanted = "L" if grey else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _is_grey(palette):
@@ -186,7 +190,7 @@ def _scaled(how, height, width):
 
 def prepared(image: Image.Image, how: Reading) -> np.ndarray:
     """A picture of mode 'L' or 'RGB' as a network takes it, uint8 `[H, W, C]`."""
-    if how.channels:
+    if how.channels and how.channels != len(image.getbands()):
         image = image.convert("L" if how.channels == 1 else "RGB")
     height, width = (how.size, how.size) if how.size else _scaled(how, image.height, image.width)
     if (width, height) != image.size:

@@ -101,8 +101,8 @@ def read_ahead(images: Images, several: Iterable[Any]) -> Iterator[tuple[Any, An
             yield rows, images[rows]
         return
     waiting: collections.deque = collections.deque()
-    # One thread, so that they are read in order; what decodes may have more of its own.
-    pool = concurrent.futures.ThreadPoolExecutor(1, "read-ahead")
+    # Two at a time: what decodes has threads of its own, which have nothing to do while the last images of a batch end.
+    pool = concurrent.futures.ThreadPoolExecutor(READ_AHEAD, "read-ahead")
     try:
         for rows in several:
             waiting.append((rows, pool.submit(images.__getitem__, rows)))
