@@ -71,7 +71,8 @@ def measured(model, variables, dataset, rng):
         margin=None,
     )
     sums = measure.measure_block(checkpoints, dataset, rows, np.arange(2), 0, BATCH)
-    first = next(data.batches(dataset, BATCH, distributed.own_rows_of(BATCH)))
+    # All of them: of batches that nobody waits for, some are read ahead and some are not.
+    first, *_ = data.batches(dataset, BATCH, distributed.own_rows_of(BATCH))
     images, labels = distributed.shard_own(first.images, BATCH), distributed.shard(first.labels)
     features = measuring.batch_features(model, held[1], images)
     places = measuring.assign_locations(pca, centroids, features)
