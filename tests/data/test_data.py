@@ -1,3 +1,5 @@
+import threading
+
 import numpy as np
 import pytest
 
@@ -260,6 +262,49 @@ def test_images_read_by_rows_are_split_and_batched_as_those_in_memory():
     before = lazy.images.read
     data.checked(lazy, "dataset")
     assert lazy.images.read == before
+
+
+class Waiting(Decoded):
+    """Images of which the first batch is there only once the second has been asked for."""
+
+    def __init__(self, images):
+        super().__init__(images)
+        self._asked = threading.Event()
+
+    def __getitem__(self, rows):
+        if rows[0] == 0:
+            assert self._asked.wait(60)
+        self._asked.set()
+        return super().__getitem__(rows)
+
+
+def test_batches_are_read_ahead_and_come_in_order():
+    dataset = planted(40)
+    found = list(data.batches(dataset._replace(images=Waiting(dataset.images)), 4))
+    np.testing.assert_array_equal(np.concatenate([batch.images for batch in found]), dataset.images)
+    assert [batch.start for batch in found] == list(range(0, 40, 4))
+
+
+def test_whoever_looks_at_no_more_leaves_no_thread_and_an_error_comes_where_it_was():
+    class Broken(Decoded):
+        def __getitem__(self, rows):
+            if 9 in rows:
+                raise InputError("row 9")
+            return super().__getitem__(rows)
+
+    dataset = planted(40)
+    before = threading.active_count()
+    batches = data.batches(dataset._replace(images=Broken(dataset.images)), 4)
+    assert [next(batches).start, next(batches).start] == [0, 4]
+    with pytest.raises(InputError, match="row 9"):
+        next(batches)
+    abandoned = data.batches(dataset._replace(images=Decoded(dataset.images)), 4)
+    next(abandoned)
+    abandoned.close()
+    for thread in threading.enumerate():
+        if thread.name.startswith("read-ahead"):
+            thread.join(60)
+    assert threading.active_count() <= before
 
 
 def test_a_memory_map_is_not_read_before_it_is_needed(tmp_path):
