@@ -6,20 +6,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from i2x_jax.config import CONTROLS, InputError, RefineConfig
+from i2x_jax.config import ACTIONS, CONTROLS, RIVALS, InputError, RefineConfig
 from i2x_jax.data.dataset import Dataset, steps_per_pass
 from i2x_jax.data.source import ROWS_AT_A_TIME
 from i2x_jax.evidence import prototypes
 from i2x_jax.evidence.dropping import without_prototypes
-from i2x_jax.models.model import Variables
+from i2x_jax.models.model import Model, Variables
+from i2x_jax.models.networks import with_classifier
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.prototypes import assigned
-from i2x_jax.refinement import actions
+from i2x_jax.refinement import actions, reweighting
 from i2x_jax.refinement import strategies as refinement
 from i2x_jax.refinement.actions import Acted, Masks, Swapped
 from i2x_jax.results.files import repaired_folder
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import Checkpoints
+from i2x_jax.training.loop import pooled_features
 
 # Accuracy on the audit images that a repair may cost; one that costs more is refused.
 MOST_LOST = 0.01
@@ -91,7 +93,7 @@ def plan_repair(
       InputError: a prototype that somebody named is in no image, or its mask covers too much of them.
     """
     controls = [name for name in CONTROLS if name != "true_mask" or work.config.data.plant]
-    names = [*settings.actions, *controls]
+    names = [*settings.actions, *controls, *(RIVALS if work.splits.audit is not None else ())]
     chosen, by = chosen_prototypes(work, settings, uncertain)
     allowed, why = allowed_cues(work, chosen, settings.mask)
     if not allowed and by == "person":
@@ -103,7 +105,7 @@ def plan_repair(
     best = max(tried, key=lambda each: each["audit_accuracy"], default=None)
     cue = next((each for each in allowed if best and each.mask == best["mask"]), allowed[0])
     phases = best["phases"] if best else settings.phases or PHASES_UNSEEN
-    refining = refining._replace(phases=phases, judged=judged(work, cue), dropping=dropping(work, cue))
+    refining = refining._replace(phases=phases, judged=judged(work, cue))
     told = {"prototypes": list(chosen), "by": by, "ranks": ranks(work, chosen), "mask": cue.mask, "phases": phases}
     told |= {"covered": cue.covered, "holding": float(cue.cells.any((1, 2)).mean()), "tried": tried}
     left_out = actions.holding_rows(cue.cells, work.dataset.labels, settings.max_left_out)
@@ -112,6 +114,8 @@ def plan_repair(
     reasons = {} if counts else dict.fromkeys(("leave_out", "leave_out_random"), "it would leave out no image")
     if not (others := other_prototypes(work, cue)):
         reasons["random_prototype"] = "no other prototype has a mask of at most half the image and leaves the cue alone"
+    reasons |= rivals_left_out(work)
+    refining = refining._replace(ready=ready(work, cue, [name for name in names if name not in reasons], refining))
     last = int(work.steps[-1]) + phases * steps_per_pass(len(work.dataset.labels), refining.recipe.batch_size)
 
     def keep(strategy, variables):
@@ -130,6 +134,8 @@ def chosen_prototypes(work: Run, settings: RefineConfig, uncertain: Sequence[int
         return settings.prototypes, "person"
     if settings.pick == "uncertain":
         return tuple(int(each) for each in uncertain), "uncertain"
+    if settings.pick == "alarm":
+        return tuple(each.prototype for each in work.alarms if each.by == "audit"), "alarm"
     return tuple(each.prototype for each in work.ranking[:1] if each.rank), "evidence"
 
 
@@ -222,6 +228,9 @@ def sets_of(
         "random_prototype": acted("swap", masks_of(work, "pattern", another)),
         "cutout": acted("cutout", area=area),
     }
+    if work.splits.audit is not None:
+        audit = work.splits.audit
+        sets["audit_tune"] = audit._replace(images=Acted(audit.images, "plain", None, colour, 0))
     if work.config.data.plant:
         truth = work.truth()
         sets["true_mask"] = acted("swap", lambda rows: truth[rows])
@@ -263,9 +272,35 @@ def judged(work: Run, cue: Cue) -> dict[str, Dataset]:
     return {f"{name}_accuracy": each for name, each in sets.items() if each is not None}
 
 
-def dropping(work: Run, cue: Cue):
-    """The network without the cue in its pool; None where the head is no pool and linear layer."""
-    return without_prototypes(work.model, work.arrays("prototypes"), cue.prototypes) if work.model.linear_head else None
+def rivals_left_out(work: Run) -> dict[str, str]:
+    """Why rivals are not run, of those that are not; nothing without audit images, where there are no rivals."""
+    if (audit := work.splits.audit) is None:
+        return {}
+    if work.splits.unbiased is None:
+        return dict.fromkeys(RIVALS, "it trains on the audit images, which alone could judge it here")
+    if not work.model.linear_head:
+        return {"dfr": "the head is no pool and linear layer"}
+    counts = np.bincount(audit.labels, minlength=len(audit.class_names))
+    if counts.min() < reweighting.LEAST_OF_CLASS:
+        few = audit.class_names[int(counts.argmin())]
+        return {
+            "dfr": f"{counts.min()} of the audit images are of class {few}, and it takes {reweighting.LEAST_OF_CLASS}"
+        }
+    return {}
+
+
+def ready(
+    work: Run, cue: Cue, names: Sequence[str], refining: refinement.Refining
+) -> dict[str, tuple[Model, Variables]]:
+    """The networks and variables of those strategies of `strategies.UNTRAINED` that are named."""
+    found, variables, audit = {}, refining.variables, work.splits.audit
+    if "drop" in names:
+        found["drop"] = without_prototypes(work.model, work.arrays("prototypes"), cue.prototypes), variables
+    if "dfr" in names:
+        pooled = pooled_features(work.model, variables, audit, refining.recipe.batch_size)
+        layer = reweighting.last_layer(pooled, audit.labels, work.config.seed)
+        found["dfr"] = work.model, with_classifier(variables, *layer)
+    return found
 
 
 def save(directory: RunDirectory, name: str, action: str, step: int, variables: Variables) -> None:
@@ -287,7 +322,7 @@ def guarded(directory: RunDirectory, name: str, table: dict) -> dict:
     before, refused, saved = table["before"].get("audit_accuracy"), [], []
     for action, entry in table["strategies"].items():
         folder = directory.path / repaired_folder(name, action)
-        if action in CONTROLS or not entry["applicable"]:
+        if action not in ACTIONS or not entry["applicable"]:
             continue
         if before is not None and before - entry["mean"]["audit_accuracy"] > MOST_LOST:
             refused.append({"action": action, "before": before, "after": entry["mean"]["audit_accuracy"]})

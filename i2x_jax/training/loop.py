@@ -289,7 +289,23 @@ def predict(model: Model, variables: Variables, dataset: Dataset, batch_size: in
       dataset: N samples.
       batch_size: samples a batch; the result does not depend on it.
     """
-    parts = (batch_logits(model, variables, shard(batch.images)) for batch in batches(dataset, divisible(batch_size)))
+    return _of_all(functools.partial(batch_logits, model, variables), dataset, batch_size)
+
+
+@functools.partial(jit, inference=True, static_argnames="model")
+def batch_pooled(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+    """Means of the features over locations `[B, d]` in evaluation mode, jitted."""
+    return model.features(variables, images).mean((1, 2))
+
+
+def pooled_features(model: Model, variables: Variables, dataset: Dataset, batch_size: int) -> np.ndarray:
+    """What a global average pool makes of every sample's features, float32 `[N, d]`; arguments as in `predict`."""
+    return _of_all(functools.partial(batch_pooled, model, variables), dataset, batch_size)
+
+
+def _of_all(of_batch, dataset, batch_size):
+    """What a function of images makes of every sample, a batch at a time."""
+    parts = (of_batch(shard(batch.images)) for batch in batches(dataset, divisible(batch_size)))
     return np.concatenate([fetch(part) for part in ahead(parts)])[: len(dataset.labels)]
 
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from helpers import one_line, planted
@@ -11,8 +12,9 @@ from programs import blocks, contents, one_at_a_time
 
 import i2x_jax
 from i2x_jax import InputError, Run
-from i2x_jax.config import ACTIONS, CONTROLS, from_config_dict
+from i2x_jax.config import ACTIONS, CONTROLS, RIVALS, from_config_dict
 from i2x_jax.data.dataset import Dataset
+from i2x_jax.explanation.ranking import Alarm
 from i2x_jax.pipeline import refine as stage
 from i2x_jax.pipeline import repair, stages
 from i2x_jax.pipeline.directory import RunDirectory
@@ -56,7 +58,7 @@ def accuracy(model, variables, dataset):
 class TestTable:
     def test_every_action_stands_beside_every_control(self, repaired):
         table = repaired.refinement
-        assert list(table["strategies"]) == [*ACTIONS, *CONTROLS]
+        assert list(table["strategies"]) == [*ACTIONS, *CONTROLS, *RIVALS]
         told = table["repair"]
         assert told["prototypes"] == [repaired.ranking[0].prototype]
         assert (told["by"], told["ranks"]) == ("evidence", [1])
@@ -64,6 +66,14 @@ class TestTable:
         run = [name for name, entry in table["strategies"].items() if entry["applicable"]]
         assert {(name, "plain") for name in run} - {("plain", "plain")} <= against
         assert {"swap", "drop", "plain", "true_mask", "random_patch"} <= set(run)
+
+    def test_rivals_train_on_the_audit_images_and_are_kept_nowhere(self, repaired):
+        strategies = repaired.refinement["strategies"]
+        assert [strategies[name]["phases"] for name in RIVALS] == [0, strategies["plain"]["phases"]]
+        for name in RIVALS:
+            assert strategies[name]["mean"]["audit_accuracy"] > repaired.refinement["before"]["audit_accuracy"]
+        assert strategies["dfr"]["std"]["unbiased_accuracy"] == 0
+        assert not [path for path in (repaired.path / "repaired").glob("*") if path.name in RIVALS]
 
     def test_what_judges_is_in_before_seeds_mean_and_differences(self, repaired):
         table = repaired.refinement
@@ -119,6 +129,39 @@ def test_the_guard_refuses_what_costs_audit_accuracy(run):
     assert said[0].startswith("Refused: swap costs 1.1 points of accuracy on the audit images, from 90.0 to 88.9 %")
 
 
+def test_reweighting_changes_the_last_layer_alone(run):
+    settings = run.config.refine
+    pair, _ = stage.curation(run, settings)
+    refining = stage.shared(run, settings, pair)
+    (found,) = repair.ready(run, None, ["dfr"], refining).values()
+    model, variables = found
+    before = refining.variables
+    assert variables["batch_stats"] is before["batch_stats"]
+    assert {name for name in before["params"] if variables["params"][name] is not before["params"][name]} == {
+        "classifier"
+    }
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, before)
+    assert accuracy(model, variables, run.splits.audit) > accuracy(run.model, before, run.splits.audit)
+
+
+def test_rivals_that_do_not_apply_say_why(run):
+    splits, audit = run.splits, run.splits.audit
+    run.splits = splits._replace(unbiased=None)
+    assert repair.rivals_left_out(run).keys() == set(RIVALS)
+    run.splits = splits._replace(audit=audit.take(np.flatnonzero(audit.labels != 1)))
+    assert repair.rivals_left_out(run) == {"dfr": "0 of the audit images are of class green, and it takes 2"}
+    run.splits = splits._replace(audit=None)
+    assert repair.rivals_left_out(run) == {}
+
+
+def test_what_raises_an_alarm_on_the_audit_images_is_picked(run, monkeypatch):
+    settings = dataclasses.replace(run.config.refine, pick="alarm")
+    monkeypatch.setattr(Run, "alarms", (Alarm(3, "audit", 0.1, 0.001), Alarm(5, "audit", 0.05, 0.004)))
+    assert repair.chosen_prototypes(run, settings, ()) == ((3, 5), "alarm")
+    monkeypatch.setattr(Run, "alarms", (Alarm(3, "evidence", 2.6, None),))
+    assert repair.chosen_prototypes(run, settings, ()) == ((), "alarm")
+
+
 class Untouched:
     """Images that nobody may look at."""
 
@@ -158,7 +201,7 @@ class TestFromPython:
         assert table == run.refinements[name]
         assert run.refinement == first
         assert (table["repair"]["by"], table["repair"]["mask"], table["seeds"]) == ("person", "place", 1)
-        assert list(table["strategies"]) == ["swap", *CONTROLS]
+        assert list(table["strategies"]) == ["swap", *CONTROLS, *RIVALS]
         model, variables = run.repaired("swap", name)
         reached = table["strategies"]["swap"]["seeds"][0]["unbiased_accuracy"]
         assert accuracy(model, variables, run.splits.unbiased) == pytest.approx(reached)
