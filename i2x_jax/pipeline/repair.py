@@ -1,24 +1,29 @@
 """Acting on prototypes, as the stage `refine` does where some are chosen (DESIGN 2.13)."""
 
+import os
+import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from i2x_jax.config import ACTIONS, CONTROLS, RIVALS, InputError, RefineConfig
 from i2x_jax.data.dataset import Dataset, steps_per_pass
 from i2x_jax.data.source import ROWS_AT_A_TIME
+from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence import prototypes
 from i2x_jax.evidence.dropping import without_prototypes
 from i2x_jax.models.model import Model, Variables
 from i2x_jax.models.networks import with_classifier
+from i2x_jax.models.torch_weights import to_torch
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.prototypes import assigned
 from i2x_jax.refinement import actions, reweighting
 from i2x_jax.refinement import strategies as refinement
 from i2x_jax.refinement.actions import Acted, Masks, Swapped
-from i2x_jax.results.files import repaired_folder
+from i2x_jax.results.files import repaired_folder, repaired_weights
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import Checkpoints
 from i2x_jax.training.loop import pooled_features
@@ -121,6 +126,8 @@ def plan_repair(
     def keep(strategy, variables):
         if strategy in settings.actions:
             save(directory, settings.name, strategy, last, variables)
+            if strategy != "drop":
+                save_weights(directory, repaired_weights(settings.name, strategy), work.config.model.name, variables)
 
     def sets(draws):
         return sets_of(work, settings, cue, others, draws)
@@ -314,6 +321,15 @@ def save(directory: RunDirectory, name: str, action: str, step: int, variables: 
         checkpoints.save(step, variables)
 
 
+def save_weights(directory: RunDirectory, name: str, network: str, variables: Variables) -> None:
+    """Writes variables of a network under torchvision's names into a file, whole or not at all."""
+    tensors = to_torch(network, fetch(variables))
+    if directory.main:
+        temporary = (directory.path / name).with_name(f".tmp-{pathlib.Path(name).name}")
+        save_file(tensors, temporary)
+        os.replace(temporary, directory.path / name)
+
+
 def guarded(directory: RunDirectory, name: str, table: dict) -> dict:
     """The table with the actions that cost more than `MOST_LOST` on the audit images refused, and not kept.
 
@@ -328,6 +344,7 @@ def guarded(directory: RunDirectory, name: str, table: dict) -> dict:
             refused.append({"action": action, "before": before, "after": entry["mean"]["audit_accuracy"]})
             if directory.main:
                 shutil.rmtree(folder, ignore_errors=True)
+                (directory.path / repaired_weights(name, action)).unlink(missing_ok=True)
         else:
             saved.append(action)
     return table | {"repair": table["repair"] | {"refused": refused, "saved": saved}}

@@ -13,14 +13,15 @@ from programs import blocks, contents, one_at_a_time
 import i2x_jax
 from i2x_jax import InputError, Run
 from i2x_jax.config import ACTIONS, CONTROLS, RIVALS, from_config_dict
-from i2x_jax.data.dataset import Dataset
+from i2x_jax.data.dataset import Dataset, steps_per_pass
 from i2x_jax.explanation.ranking import Alarm
+from i2x_jax.models import torch_weights
 from i2x_jax.pipeline import refine as stage
 from i2x_jax.pipeline import repair, stages
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.refinement import actions
 from i2x_jax.results import repairs
-from i2x_jax.results.files import REPORT
+from i2x_jax.results.files import REPORT, repaired_weights
 from i2x_jax.training.loop import loss_and_accuracy, predict
 
 SETTINGS = {
@@ -113,18 +114,49 @@ def test_a_model_is_kept_and_loaded_and_is_what_the_table_says(repaired, action)
         assert found == pytest.approx(table["strategies"][action]["seeds"][0][name])
 
 
+@pytest.mark.parametrize("action", ["swap", "drop"])
+def test_the_weights_are_kept_under_torchvisions_names_too(repaired, action):
+    path, (_, variables) = repaired.path / repaired_weights("", action), repaired.repaired(action)
+    assert path.exists() == (action != "drop")
+    if path.exists():
+        other = jax.tree.map(np.zeros_like, variables)
+        found, _ = torch_weights.from_torch("cnn", torch_weights.read(path), other, str(path))
+        jax.tree.map(np.testing.assert_array_equal, found, variables)
+        assert not list(path.parent.glob(".tmp-*"))
+
+
+def test_a_repair_is_explained_and_held_against_the_training(run):
+    after = run.explain_repaired("swap")
+    phases = run.refinement["repair"]["phases"]
+    assert after.steps.tolist() == [run.steps[-1], run.steps[-1] + phases * steps_per_pass(len(run.dataset.labels), 16)]
+    reached = run.refinement["strategies"]["swap"]["seeds"][0]
+    for split in ("validation", "unbiased"):
+        last = [line["accuracy"] for line in after.metrics if line["split"] == split][-1]
+        assert last == pytest.approx(reached[f"{split}_accuracy"])
+    rows = run.compare(after)
+    assert len(rows) == 12 * 3
+    # Every change of confidence over the repair is accounted for: by prototypes, and by the bias.
+    ledger = after.arrays("ledger")
+    change = np.array(after.array("confidence"))[1] - np.array(after.array("confidence"))[0]
+    for c, name in enumerate(run.dataset.class_names):
+        told = sum(row.other_change for row in rows if row.name == name) + ledger["bias"][0, c, c]
+        assert told == pytest.approx(change[after.dataset.labels == c, c].mean(), abs=1e-5)
+
+
 def test_the_guard_refuses_what_costs_audit_accuracy(run):
     table = copy.deepcopy(run.refinement)
     table["before"]["audit_accuracy"] = 0.9
     for action, reached in (("swap", 0.889), ("paste", 0.891)):
         table["strategies"][action]["mean"]["audit_accuracy"] = reached
         (run.path / "repaired" / action).mkdir(parents=True, exist_ok=True)
+        (run.path / repaired_weights("", action)).touch()
     found = repair.guarded(RunDirectory(run.path), "", table)["repair"]
     assert {"action": "swap", "before": 0.9, "after": 0.889} in found["refused"]
     assert "paste" in found["saved"]
     assert "swap" not in found["saved"]
     assert not (run.path / "repaired" / "swap").exists()
     assert (run.path / "repaired" / "paste").exists()
+    assert [(run.path / repaired_weights("", action)).exists() for action in ("swap", "paste")] == [False, True]
     said = repairs.sentences(table | {"repair": found})
     assert said[0].startswith("Refused: swap costs 1.1 points of accuracy on the audit images, from 90.0 to 88.9 %")
 
@@ -227,6 +259,7 @@ class TestFromPython:
             "name": (lambda run: run.refine([0], name="../x"), "refine.name is '../x'"),
             "no such model": (lambda run: run.repaired("swap", "x"), "unknown refinement 'x'"),
             "not kept": (lambda run: run.repaired("drop"), "keeps no model of 'drop' under the name ''"),
+            "nothing changed": (lambda run: run.explain_repaired("drop"), "'drop' changes no weights"),
             "no such action": (lambda run: run.repaired("swop"), "unknown action 'swop'"),
         }.values(),
     )
