@@ -99,7 +99,7 @@ def measured(config: Config, data_dir: str | None, folder: pathlib.Path) -> dict
     """The figures of one network."""
     started = time.perf_counter()
     if _PERSON.value:
-        run = made(config, folder / "planted", data_dir, "mapping")
+        run = made(config, folder / "planted", data_dir, "explain")
         acted = dataclasses.replace(config.refine, prototypes=named(run, _PERSON.value))
         config = dataclasses.replace(config, refine=acted)
     run = made(config, folder / "planted", data_dir, "refine")
