@@ -3,9 +3,10 @@
     python experiments/benchmarks/repair_pairs.py --measure=choose --workdir=runs/pairs --json=choose.json
     python experiments/benchmarks/repair_pairs.py --measure=test --workdir=runs/pairs --json=test.json
 
-Of one network (--config, experiments/mnist_cnn.py unless given) the three pairs of classes are looked at that are
-confused most on validation images. In each the prototype is acted on that wavered most between the two, by the paper's
-score (DESIGN 2.8) or by the ledger's (2.10); one whose mask covers over half of the image is passed over.
+Of one network (--config, experiments/mnist_cnn.py unless given) those pairs of classes are looked at, three unless
+--pairs says otherwise, that are confused most on validation images. In each the prototype is acted on that wavered most
+between the two, by the paper's score (DESIGN 2.8) or by the ledger's (2.10); one whose mask covers over half of the
+image is passed over.
 
 `choose` runs every action with two seeds and reads accuracy on *validation* images alone. What was best, mean over
 pairs less plain fine-tuning of as many steps, is `FROZEN` below; `test` runs that with all controls, and beside it the
@@ -34,13 +35,14 @@ from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.results.opened_run import dataset_of
 
 DEFAULT = pathlib.Path(__file__).resolve().parents[1] / "mnist_cnn.py"
-PAIRS, SCORES = 3, ("paper", "ledger")
+SCORES = ("paper", "ledger")
 # What `choose` found best: an action, and the score by which prototypes are taken.
-FROZEN = ("swap", "paper")
+FROZEN = ("balance", "ledger")
 # What leaves samples out, and its controls, at one phase.
 LEAVING_OUT = ("full", "curated", "random")
 
 _MEASURE = flags.DEFINE_enum("measure", "choose", ("choose", "test"), "What is measured.")
+_PAIRS = flags.DEFINE_integer("pairs", 3, "How many pairs of classes, most confused first.", lower_bound=1)
 _SEEDS = flags.DEFINE_integer("seeds", 0, "Seeds of each refinement; 0 for 2 to choose, 6 to test.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "The file that the figures are written to.")
 
@@ -72,7 +74,7 @@ def less(table: dict, reference: str, measure: str) -> dict[str, dict]:
 def acted(run: Run, splits: Splits, actions: tuple[str, ...], scores: tuple[str, ...], seeds: int) -> list[dict]:
     """What acting came to: of each pair and score the prototype and the table; one that both name is run once."""
     found = []
-    for each in run.explanation.pairs[:PAIRS]:
+    for each in run.explanation.pairs[: _PAIRS.value]:
         pair, done = (each.a, each.b), {}
         for score in scores:
             k = most_wavering(run, pair, score)
@@ -112,7 +114,7 @@ def tested(run: Run, splits: Splits, seeds: int) -> dict:
     """What was frozen, and leaving samples out, on the test set."""
     action, score = FROZEN
     found = {"acted": acted(run, splits, (action,), (score,), seeds), "left_out": []}
-    for each in run.explanation.pairs[:PAIRS]:
+    for each in run.explanation.pairs[: _PAIRS.value]:
         pair = each.a, each.b
         name = called(run, "out", pair)
         settings = dataclasses.replace(run.config.refine, name=name, pair=pair, strategies=LEAVING_OUT, seeds=seeds)
