@@ -101,6 +101,10 @@ def plan_repair(
     names = [*settings.actions, *controls, *(RIVALS if work.splits.audit is not None else ())]
     chosen, by = chosen_prototypes(work, settings, uncertain)
     allowed, why = allowed_cues(work, chosen, settings.mask)
+    # Several may raise an alarm, whose masks together cover too much: then the first of them, as many as may be used.
+    while not allowed and by == "alarm" and len(chosen) > 1:
+        chosen = chosen[:-1]
+        allowed, why = allowed_cues(work, chosen, settings.mask)
     if not allowed and by == "person":
         raise InputError(f"{why}; allowed: prototypes in the training images, on at most half of each; choose others")
     if not allowed:

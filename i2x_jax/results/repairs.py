@@ -196,12 +196,13 @@ def spread(mean: float, std: float | None, scale: float = 1) -> str:
 
 
 def interval(difference: dict | None) -> str:
-    """A paired difference in per cent, with its interval where it has one; nothing for None."""
+    """A paired difference in points, with interval and p (after Holm) where it has them; nothing for None."""
     if difference is None:
         return ""
     if difference["low"] is None:
         return f"{100 * difference['mean']:+.2f}"
-    return f"{100 * difference['mean']:+.2f} [{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}]"
+    span = f"{100 * difference['mean']:+.2f} [{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}]"
+    return span if difference.get("holm") is None else f"{span}, p {difference['holm']:.2g}"
 
 
 def command(prototypes: Sequence[int]) -> str:

@@ -194,6 +194,22 @@ def test_what_raises_an_alarm_on_the_audit_images_is_picked(run, monkeypatch):
     assert repair.chosen_prototypes(run, settings, ()) == ((), "alarm")
 
 
+def test_of_many_that_raise_an_alarm_as_many_are_acted_on_as_may_be(run, monkeypatch):
+    monkeypatch.setattr(Run, "alarms", tuple(Alarm(k, "audit", 0.1, 0.001) for k in (3, 5, 7)))
+    seen = []
+
+    def allowed(work, chosen, mask):
+        seen.append(chosen)
+        return [], "too much"
+
+    monkeypatch.setattr(repair, "allowed_cues", allowed)
+    settings = dataclasses.replace(run.config.refine, pick="alarm")
+    plan = repair.plan_repair(RunDirectory(run.path), run, settings, None, ())
+    assert seen == [(3, 5, 7), (3, 5), (3,)]
+    assert set(plan.reasons.values()) == {"too much"}
+    assert plan.told["repair"]["prototypes"] == [3]
+
+
 class Untouched:
     """Images that nobody may look at."""
 
