@@ -16,10 +16,7 @@ did harm, at least 5 points. Nothing is chosen here: what the run chooses, it ch
 prototypes are named as by a person who sees the cue: up to so many, of those that lie on it those of most images.
 With --workdir networks are kept, and another refinement of them (--config.refine.name) is measured without training.
 
-Measured on experiments/planted.py, 3 networks of 2 seeds each (revision of 2026-11-26; the cue cost 32, 22 and 30
-points): restored, %, median and range of the six: swap 89 (87 to 101), true_mask 99 (91 to 112), leave_out_random 17
-(10 to 18), leave_out 11 (1 to 16), plain -1 (-8 to 13), cutout -16, random_patch -36, random_prototype -44. The
-prototype was the first by evidence; its mask on the audit images was twice the place and once the pattern.
+What was found is in repair.md.
 """
 
 import dataclasses
