@@ -23,7 +23,15 @@ from absl import logging
 from i2x_jax import config as config_lib
 from i2x_jax.config import OWN, Config, DataConfig, InputError, ModelConfig, TrainConfig, from_config_dict
 from i2x_jax.data import planted
-from i2x_jax.data.dataset import TEST_SEED, Dataset, Splits, check_classes, checked, hold_out
+from i2x_jax.data.dataset import (
+    TEST_SEED,
+    Dataset,
+    Splits,
+    check_classes,
+    checked,
+    hold_out,
+    steps_per_pass,
+)
 from i2x_jax.devices.mesh import barrier, fetch, is_main, replicate
 from i2x_jax.evidence.geometry import by_cells, measured_places
 from i2x_jax.models.model import Model
@@ -271,6 +279,27 @@ def refine(run: Run, prototypes: Sequence[int], action: str = "swap", name: str 
     directory.quiet = True
     pipeline.run_steps(wanted, directory, pipeline.needed_steps(["refine"]), run.splits, logging.info)
     return called
+
+
+def explain_repaired(run: Run, action: str, name: str, workdir: str | os.PathLike[str] | None) -> Run:
+    """Explains what a repair changed, as `Run.explain_repaired` says."""
+    if action == "drop":
+        raise InputError(
+            "action 'drop' changes no weights, and has nothing to explain; allowed: an action that trains, such as "
+            "'swap'; look at run.ranking, which tells what leaving out each prototype does"
+        )
+    _, repaired = run.repaired(action, name)
+    table, explained, last = run.refinements[name], run.config.explain, int(run.steps[-1])
+    steps = table["repair"]["phases"] * steps_per_pass(len(run.dataset.labels), run.config.train.batch_size)
+    settings = {
+        "seed": run.config.seed,
+        "explain": dataclasses.asdict(explained),
+        "model": {"allow_1x1": run.config.model.allow_1x1},
+        "refine": {"pair": tuple(table["pair"])},
+    }
+    held_out = {split: each for split, each in run.splits.sets().items() if split != "train"}
+    kept = [(last, run.variables(last)), (last + steps, repaired)]
+    return explain(run.model, kept, run.dataset, settings, workdir, **held_out)
 
 
 def _check_switches(**given):

@@ -37,6 +37,8 @@ CONTROLS = (
     "leave_out_random",
     "true_mask",
 )
+# What is run beside them where there are audit images: it trains on these, as no action and no control does.
+RIVALS = ("dfr", "audit_tune")
 # How checkpoints are spaced where their steps are not listed.
 SPACINGS = ("log", "linear", "moved")
 CAMS = ("gradcam", "gradcam++", "hirescam", "layercam")
@@ -270,9 +272,9 @@ class RefineConfig(_Group):
     prototypes: tuple[int, ...] = _setting((), "Prototypes to act on, by their numbers; none for none.", parse="ids")
     pick: str = _setting(
         "",
-        "Which prototypes are acted on where none is named: the first by evidence per location, or the uncertain ones "
-        "of the pair; '' for none.",
-        choices=("", "evidence", "uncertain"),
+        "Which prototypes are acted on where none is named: the first by evidence per location, those that raise an "
+        "alarm on the audit images, or the uncertain ones of the pair; '' for none.",
+        choices=("", "evidence", "alarm", "uncertain"),
     )
     actions: tuple[str, ...] = _setting(
         ("swap",), "What is done about them, beside controls that are always run.", parse="names", subset=ACTIONS

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from i2x_jax.config import ACTIONS, CONTROLS, STRATEGIES, RefineConfig, json_schema
+from i2x_jax.config import ACTIONS, CONTROLS, RIVALS, STRATEGIES, RefineConfig, json_schema
 
 SCHEMAS = pathlib.Path(__file__).parent / "results" / "schemas"
 # More digits are no number that a run could have written.
@@ -89,7 +89,7 @@ def load_schema(name: str) -> dict:
     declared = {
         "config": json_schema(),
         "refine": _without_later(json_schema(RefineConfig)),
-        "strategy_name": {"enum": [*STRATEGIES, *ACTIONS, *CONTROLS]},
+        "strategy_name": {"enum": [*STRATEGIES, *ACTIONS, *CONTROLS, *RIVALS]},
     }
     return rules | {"$defs": rules.get("$defs", {}) | declared}
 

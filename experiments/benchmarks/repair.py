@@ -12,12 +12,11 @@ link (no cue; of `colour`, colours drawn without the class), which is then fine-
     restored = (after - before) / (twin, fine-tuned - before)
 
 so that 100 % is a network that never knew the cue, and a negative value is further harm. A model counts where the cue
-did harm, at least 5 points. Nothing is chosen here: what the run chooses, it chooses on its audit images.
+did harm, at least 5 points. Nothing is chosen here: what the run chooses, it chooses on its audit images. With --person
+prototypes are named as by a person who sees the cue: up to so many, of those that lie on it those of most images.
+With --workdir networks are kept, and another refinement of them (--config.refine.name) is measured without training.
 
-Measured on experiments/planted.py, 3 networks of 2 seeds each (revision of 2026-11-26; the cue cost 32, 22 and 30
-points): restored, %, median and range of the six: swap 89 (87 to 101), true_mask 99 (91 to 112), leave_out_random 17
-(10 to 18), leave_out 11 (1 to 16), plain -1 (-8 to 13), cutout -16, random_patch -36, random_prototype -44. The
-prototype was the first by evidence; its mask on the audit images was twice the place and once the pattern.
+What was found is in repair.md.
 """
 
 import dataclasses
@@ -30,9 +29,10 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
+import numpy as np
 from absl import app, flags, logging
 
-from experiments.benchmarks import quiet_runs
+from experiments.benchmarks import quiet_runs, truth_cues
 from experiments.benchmarks.quiet_runs import NOT_HERE, refuse_flags
 from i2x_jax import Run
 from i2x_jax import command as program
@@ -46,8 +46,11 @@ from i2x_jax.results.opened_run import dataset_of
 
 DEFAULT = pathlib.Path(__file__).resolve().parents[1] / "planted.py"
 LEAST_HARM = 0.05
+# Share of a prototype's locations on the cue from which it is seen to be the cue.
+LEAST_PURE = 0.5
 
 _MODELS = flags.DEFINE_integer("models", 1, "How many networks are trained.", lower_bound=1)
+_PERSON = flags.DEFINE_integer("person", 0, "How many prototypes a person names, at most; 0 for none.", lower_bound=0)
 _JSON = flags.DEFINE_string("json", None, "The file that the figures are written to.")
 
 
@@ -60,6 +63,15 @@ def made(config: Config, folder: pathlib.Path, data_dir: str | None, last: str) 
     """A run up to the end of a stage."""
     steps = [step for step in pipeline.needed_steps([last]) if step != "contact_sheet"]
     return quiet_runs.made(config, folder, dataset_of(config, data_dir), steps)
+
+
+def named(run: Run, most: int) -> tuple[int, ...]:
+    """The prototypes that one who sees the cue would name: those on it, of most images first; else the purest."""
+    on_cue = truth_cues.on_cue(run.truth(), run)
+    labels, count = np.asarray(run.array("labels")), run.config.explain.num_prototypes
+    found = truth_cues.standing(run.array("assignments"), on_cue, labels, count)
+    pure = [int(k) for k in np.argsort(-found.recall, kind="stable") if found.purity[k] >= LEAST_PURE]
+    return tuple(pure[:most]) or (int(found.purity.argmax()),)
 
 
 def without_link(config: Config, num_classes: int) -> Config:
@@ -83,6 +95,10 @@ def twin_accuracy(twin: Run, unbiased: Dataset, phases: int, seeds: int) -> tupl
 def measured(config: Config, data_dir: str | None, folder: pathlib.Path) -> dict:
     """The figures of one network."""
     started = time.perf_counter()
+    if _PERSON.value:
+        run = made(config, folder / "planted", data_dir, "explain")
+        acted = dataclasses.replace(config.refine, prototypes=named(run, _PERSON.value))
+        config = dataclasses.replace(config, refine=acted)
     run = made(config, folder / "planted", data_dir, "refine")
     table = run.refinements[config.refine.name]
     classes = len(run.dataset.class_names)
@@ -111,8 +127,9 @@ def table_of(found: dict) -> str:
         told = each["repair"]
         lines.append(
             f"  seed {each['seed']}: unbiased {100 * each['before']:.1f} %, twin {100 * each['twin']:.1f} %, "
-            f"fine-tuned {100 * each['twin_tuned']:.1f} %; prototypes {told['prototypes']}, {told.get('mask')}, "
-            f"{told.get('phases')} phases; {each['seconds']:.0f} s"
+            f"fine-tuned {100 * each['twin_tuned']:.1f} %; prototypes {told['prototypes']}, ranks {told['ranks']}, "
+            f"{told.get('mask')}, {told.get('phases')} phases, refused {[one['action'] for one in told['refused']]}; "
+            f"{each['seconds']:.0f} s"
         )
     lines.append(f"  {'restored, %':<18}{'median':>8}{'least':>8}{'most':>8}   each")
     for name in counted[0]["restored"] if counted else ():
@@ -132,10 +149,10 @@ def main(_):
     if not flags.FLAGS["config"].present:
         flags.FLAGS.config = str(DEFAULT)
     config, data_dir = program.config(), program.data_dir()
-    if not config.data.plant or not config.refine.acts:
+    if not config.data.plant or not (config.refine.acts or _PERSON.value):
         raise InputError(
             f"config keys data.plant and refine.pick are {config.data.plant!r} and {config.refine.pick!r}; allowed "
-            "here: a cue, and prototypes to act on; set --config.data.plant and --config.refine.pick"
+            "here: a cue, and prototypes to act on; set --config.data.plant, and --config.refine.pick or --person"
         )
     found = {"name": f"{config.data.name}, {config.model.name}, {config.data.plant}", "models": []}
     found["refine"] = dataclasses.asdict(config.refine)

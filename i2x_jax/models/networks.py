@@ -8,7 +8,7 @@ from i2x_jax.config import InputError
 from i2x_jax.models.cnn import cnn
 from i2x_jax.models.inception import inception_v3
 from i2x_jax.models.layers import Settings
-from i2x_jax.models.model import Model, Tap
+from i2x_jax.models.model import Model, Tap, Variables
 from i2x_jax.models.resnet import resnet18, resnet20, resnet50
 
 # Builders, and the width at which each is the published network.
@@ -123,6 +123,12 @@ def create(
         places=cut.places,
         tap=tap,
     )
+
+
+def with_classifier(variables: Variables, weights: jax.Array, bias: jax.Array) -> Variables:
+    """Variables of a network of this project with another last layer: weights `[d, M]`, bias `[M]`."""
+    params = variables["params"] | {"classifier": {"kernel": weights, "bias": bias}}
+    return variables | {"params": params}
 
 
 def _build(name, num_classes, image_shape, width, stem, dtype, key):

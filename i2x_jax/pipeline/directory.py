@@ -30,6 +30,7 @@ from i2x_jax.results.files import (
     METRICS,
     PICTURES,
     REFINEMENTS,
+    REPAIRED,
     STEPS,
     check_json,
     files_of,
@@ -126,7 +127,7 @@ class RunDirectory:
         for step in STEPS:
             if (ready := self._ready(step)).is_dir():
                 self._move(step, ready)
-        patterns = [".tmp-*", f"{REFINEMENTS}/.tmp-*"]
+        patterns = [f"{folder}.tmp-*" for folder in ("", f"{REFINEMENTS}/", f"{REPAIRED}/")]
         patterns += [self.partial(step).name for step in STEPS if self.complete(step)]
         for path in itertools.chain.from_iterable(self.path.glob(pattern) for pattern in patterns):
             _remove(path)

@@ -1,25 +1,32 @@
 """Acting on prototypes, as the stage `refine` does where some are chosen (DESIGN 2.13)."""
 
+import os
+import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from safetensors.numpy import save_file
 
-from i2x_jax.config import CONTROLS, InputError, RefineConfig
+from i2x_jax.config import ACTIONS, CONTROLS, RIVALS, InputError, RefineConfig
 from i2x_jax.data.dataset import Dataset, steps_per_pass
 from i2x_jax.data.source import ROWS_AT_A_TIME
+from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence import prototypes
 from i2x_jax.evidence.dropping import without_prototypes
-from i2x_jax.models.model import Variables
+from i2x_jax.models.model import Model, Variables
+from i2x_jax.models.networks import with_classifier
+from i2x_jax.models.torch_weights import to_torch
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.pipeline.prototypes import assigned
-from i2x_jax.refinement import actions
+from i2x_jax.refinement import actions, reweighting
 from i2x_jax.refinement import strategies as refinement
 from i2x_jax.refinement.actions import Acted, Masks, Swapped
-from i2x_jax.results.files import repaired_folder
+from i2x_jax.results.files import repaired_folder, repaired_weights
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import Checkpoints
+from i2x_jax.training.loop import pooled_features
 
 # Accuracy on the audit images that a repair may cost; one that costs more is refused.
 MOST_LOST = 0.01
@@ -91,9 +98,13 @@ def plan_repair(
       InputError: a prototype that somebody named is in no image, or its mask covers too much of them.
     """
     controls = [name for name in CONTROLS if name != "true_mask" or work.config.data.plant]
-    names = [*settings.actions, *controls]
+    names = [*settings.actions, *controls, *(RIVALS if work.splits.audit is not None else ())]
     chosen, by = chosen_prototypes(work, settings, uncertain)
     allowed, why = allowed_cues(work, chosen, settings.mask)
+    # Several may raise an alarm, whose masks together cover too much: then the first of them, as many as may be used.
+    while not allowed and by == "alarm" and len(chosen) > 1:
+        chosen = chosen[:-1]
+        allowed, why = allowed_cues(work, chosen, settings.mask)
     if not allowed and by == "person":
         raise InputError(f"{why}; allowed: prototypes in the training images, on at most half of each; choose others")
     if not allowed:
@@ -103,7 +114,7 @@ def plan_repair(
     best = max(tried, key=lambda each: each["audit_accuracy"], default=None)
     cue = next((each for each in allowed if best and each.mask == best["mask"]), allowed[0])
     phases = best["phases"] if best else settings.phases or PHASES_UNSEEN
-    refining = refining._replace(phases=phases, judged=judged(work, cue), dropping=dropping(work, cue))
+    refining = refining._replace(phases=phases, judged=judged(work, cue))
     told = {"prototypes": list(chosen), "by": by, "ranks": ranks(work, chosen), "mask": cue.mask, "phases": phases}
     told |= {"covered": cue.covered, "holding": float(cue.cells.any((1, 2)).mean()), "tried": tried}
     left_out = actions.holding_rows(cue.cells, work.dataset.labels, settings.max_left_out)
@@ -112,11 +123,15 @@ def plan_repair(
     reasons = {} if counts else dict.fromkeys(("leave_out", "leave_out_random"), "it would leave out no image")
     if not (others := other_prototypes(work, cue)):
         reasons["random_prototype"] = "no other prototype has a mask of at most half the image and leaves the cue alone"
+    reasons |= rivals_left_out(work)
+    refining = refining._replace(ready=ready(work, cue, [name for name in names if name not in reasons], refining))
     last = int(work.steps[-1]) + phases * steps_per_pass(len(work.dataset.labels), refining.recipe.batch_size)
 
     def keep(strategy, variables):
         if strategy in settings.actions:
             save(directory, settings.name, strategy, last, variables)
+            if strategy != "drop":
+                save_weights(directory, repaired_weights(settings.name, strategy), work.config.model.name, variables)
 
     def sets(draws):
         return sets_of(work, settings, cue, others, draws)
@@ -130,6 +145,8 @@ def chosen_prototypes(work: Run, settings: RefineConfig, uncertain: Sequence[int
         return settings.prototypes, "person"
     if settings.pick == "uncertain":
         return tuple(int(each) for each in uncertain), "uncertain"
+    if settings.pick == "alarm":
+        return tuple(each.prototype for each in work.alarms if each.by == "audit"), "alarm"
     return tuple(each.prototype for each in work.ranking[:1] if each.rank), "evidence"
 
 
@@ -222,6 +239,9 @@ def sets_of(
         "random_prototype": acted("swap", masks_of(work, "pattern", another)),
         "cutout": acted("cutout", area=area),
     }
+    if work.splits.audit is not None:
+        audit = work.splits.audit
+        sets["audit_tune"] = audit._replace(images=Acted(audit.images, "plain", None, colour, 0))
     if work.config.data.plant:
         truth = work.truth()
         sets["true_mask"] = acted("swap", lambda rows: truth[rows])
@@ -263,9 +283,35 @@ def judged(work: Run, cue: Cue) -> dict[str, Dataset]:
     return {f"{name}_accuracy": each for name, each in sets.items() if each is not None}
 
 
-def dropping(work: Run, cue: Cue):
-    """The network without the cue in its pool; None where the head is no pool and linear layer."""
-    return without_prototypes(work.model, work.arrays("prototypes"), cue.prototypes) if work.model.linear_head else None
+def rivals_left_out(work: Run) -> dict[str, str]:
+    """Why rivals are not run, of those that are not; nothing without audit images, where there are no rivals."""
+    if (audit := work.splits.audit) is None:
+        return {}
+    if work.splits.unbiased is None:
+        return dict.fromkeys(RIVALS, "it trains on the audit images, which alone could judge it here")
+    if not work.model.linear_head:
+        return {"dfr": "the head is no pool and linear layer"}
+    counts = np.bincount(audit.labels, minlength=len(audit.class_names))
+    if counts.min() < reweighting.LEAST_OF_CLASS:
+        few = audit.class_names[int(counts.argmin())]
+        return {
+            "dfr": f"{counts.min()} of the audit images are of class {few}, and it takes {reweighting.LEAST_OF_CLASS}"
+        }
+    return {}
+
+
+def ready(
+    work: Run, cue: Cue, names: Sequence[str], refining: refinement.Refining
+) -> dict[str, tuple[Model, Variables]]:
+    """The networks and variables of those strategies of `strategies.UNTRAINED` that are named."""
+    found, variables, audit = {}, refining.variables, work.splits.audit
+    if "drop" in names:
+        found["drop"] = without_prototypes(work.model, work.arrays("prototypes"), cue.prototypes), variables
+    if "dfr" in names:
+        pooled = pooled_features(work.model, variables, audit, refining.recipe.batch_size)
+        layer = reweighting.last_layer(pooled, audit.labels, work.config.seed)
+        found["dfr"] = work.model, with_classifier(variables, *layer)
+    return found
 
 
 def save(directory: RunDirectory, name: str, action: str, step: int, variables: Variables) -> None:
@@ -279,6 +325,15 @@ def save(directory: RunDirectory, name: str, action: str, step: int, variables: 
         checkpoints.save(step, variables)
 
 
+def save_weights(directory: RunDirectory, name: str, network: str, variables: Variables) -> None:
+    """Writes variables of a network under torchvision's names into a file, whole or not at all."""
+    tensors = to_torch(network, fetch(variables))
+    if directory.main:
+        temporary = (directory.path / name).with_name(f".tmp-{pathlib.Path(name).name}")
+        save_file(tensors, temporary)
+        os.replace(temporary, directory.path / name)
+
+
 def guarded(directory: RunDirectory, name: str, table: dict) -> dict:
     """The table with the actions that cost more than `MOST_LOST` on the audit images refused, and not kept.
 
@@ -287,12 +342,13 @@ def guarded(directory: RunDirectory, name: str, table: dict) -> dict:
     before, refused, saved = table["before"].get("audit_accuracy"), [], []
     for action, entry in table["strategies"].items():
         folder = directory.path / repaired_folder(name, action)
-        if action in CONTROLS or not entry["applicable"]:
+        if action not in ACTIONS or not entry["applicable"]:
             continue
         if before is not None and before - entry["mean"]["audit_accuracy"] > MOST_LOST:
             refused.append({"action": action, "before": before, "after": entry["mean"]["audit_accuracy"]})
             if directory.main:
                 shutil.rmtree(folder, ignore_errors=True)
+                (directory.path / repaired_weights(name, action)).unlink(missing_ok=True)
         else:
             saved.append(action)
     return table | {"repair": table["repair"] | {"refused": refused, "saved": saved}}

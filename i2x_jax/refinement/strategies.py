@@ -19,18 +19,20 @@ from i2x_jax.training.loop import (
 )
 
 FULL, RANDOM = "full", "random"
+# They take no step of training: the one leaves locations out, the other fits the last layer anew.
+UNTRAINED = ("drop", "dfr")
 
 
 def phases(strategy: str, count: int = 1) -> tuple[str, ...]:
     """The sets a strategy trains on, one per phase: 'curated>full' is ('curated', 'full').
 
     Args:
-      strategy: one of `config.STRATEGIES`, `ACTIONS` or `CONTROLS`.
-      count: phases of an action and its controls, whose set is the same in each; 'drop' trains nothing.
+      strategy: one of `config.STRATEGIES`, `ACTIONS`, `CONTROLS` or `RIVALS`.
+      count: phases of an action and what is run beside it, whose set is the same in each; none of `UNTRAINED`.
     """
     if strategy in STRATEGIES:
         return tuple(strategy.split(">"))
-    return () if strategy == "drop" else (strategy,) * count
+    return () if strategy in UNTRAINED else (strategy,) * count
 
 
 def left_out_sets(
@@ -82,7 +84,7 @@ class Refining(NamedTuple):
       phases: how many an action and its controls take.
       judged: more sets on which accuracy is measured, by the name that the outcome gives it, such as
         'unbiased_accuracy'.
-      dropping: the network with the prototypes left out of its pool, which 'drop' is.
+      ready: the networks and variables that those of `UNTRAINED` are.
     """
 
     recipe: Recipe
@@ -94,7 +96,7 @@ class Refining(NamedTuple):
     rivals: np.ndarray
     phases: int = 1
     judged: Mapping[str, Dataset] = {}
-    dropping: Model | None = None
+    ready: Mapping[str, tuple[Model, Variables]] = {}
 
 
 def without(train: Dataset, left_out: Mapping[str, np.ndarray]) -> dict[str, Dataset]:
@@ -141,9 +143,9 @@ def refine_seed(
         for depth in range(1, len(names) + 1):
             if names[:depth] not in reached:
                 reached[names[:depth]] = run_phase(reached[names[: depth - 1]], names[depth - 1], seeds[depth - 1])
-        model = refining.dropping if strategy == "drop" else recipe.model
-        outcomes[strategy] = judge(refining, model, reached[names])
-        keep(strategy, reached[names])
+        model, variables = refining.ready.get(strategy, (recipe.model, reached[names]))
+        outcomes[strategy] = judge(refining, model, variables)
+        keep(strategy, variables)
     return outcomes
 
 

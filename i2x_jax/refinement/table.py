@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import scipy.stats
 
-from i2x_jax.config import ACTIONS, CONTROLS
+from i2x_jax.config import ACTIONS, CONTROLS, RIVALS
 from i2x_jax.refinement.strategies import FULL, RANDOM, phases
 
 
@@ -45,6 +45,8 @@ def summarize(
     return {"before": before, "strategies": table, "differences": differences(table), "left_out": counts}
 
 
+# Of fewer no p-value is told: a t test of so few leans on how differences are distributed, which nobody knows.
+LEAST_SEEDS = 6
 MEASURES = {
     "accuracy": lambda run: run["accuracy"],
     "pair_confusions": lambda run: run["pair_confusions"],
@@ -65,14 +67,17 @@ def measures_of(outcome: dict) -> dict[str, Callable[[dict], float]]:
 def references(strategy: str, phases: int) -> tuple[str, ...]:
     """What a strategy is held against, at as many phases; of the controls of actions, `drop` is held against all."""
     if strategy in ACTIONS:
-        return CONTROLS
-    if strategy in CONTROLS:
+        return (*CONTROLS, *RIVALS)
+    if strategy in (*CONTROLS, *RIVALS):
         return ("plain",)
     return (FULL, RANDOM) if phases == 1 else (f"{FULL}>{FULL}", f"{RANDOM}>{FULL}")
 
 
 def differences(table: dict) -> list[dict]:
-    """Each strategy less its `references`: full data and the random control, or all controls; paired by seed."""
+    """Each strategy less its `references`: full data and the random control, or all controls; paired by seed.
+
+    Those that are held against the same are tested together: `holm` is p, adjusted for their number.
+    """
     rows = []
     for name, entry in table.items():
         for reference in references(name, entry["phases"]):
@@ -85,13 +90,36 @@ def differences(table: dict) -> list[dict]:
                         for measure, read in measures_of(entry["seeds"][0]).items()
                     }
                 )
+    for reference in {row["against"] for row in rows}:
+        together = [row for row in rows if row["against"] == reference]
+        for measure in set(together[0]) - {"strategy", "against", "phases"}:
+            tested = [row[measure] for row in together if row[measure]["p"] is not None]
+            for difference, adjusted in zip(tested, holm([each["p"] for each in tested]), strict=True):
+                difference["holm"] = adjusted
     return rows
 
 
 def paired_interval(values: np.ndarray) -> dict:
-    """Mean and 95 % t interval of paired differences; none from a single seed, or where all differences are equal."""
-    mean = float(values.mean())
-    if len(values) < 2 or np.ptp(values) == 0:
-        return {"mean": mean, "low": None, "high": None}
-    reach = float(scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-    return {"mean": mean, "low": mean - reach, "high": mean + reach}
+    """What the differences of n pairs tell of their mean; nothing of one, or where all are equal.
+
+    Returns:
+      `mean`; `low` and `high`, its 95 % t interval; `detectable`, how large a true difference must be for such an
+      interval to leave zero out in four cases of five, `(t_.975 + t_.8) s / sqrt(n)`; `p` of the two-sided t test,
+      below .05 where the interval leaves zero out, None of fewer than `LEAST_SEEDS`; and `holm`, see `differences`.
+    """
+    count, mean = len(values), float(values.mean())
+    if count < 2 or np.ptp(values) == 0:
+        return {"mean": mean} | dict.fromkeys(("low", "high", "detectable", "p", "holm"))
+    error = float(values.std(ddof=1) / np.sqrt(count))
+    reach, power = (float(quantile * error) for quantile in scipy.stats.t.ppf((0.975, 0.8), count - 1))
+    p = float(2 * scipy.stats.t.sf(abs(mean) / error, count - 1)) if count >= LEAST_SEEDS else None
+    return {"mean": mean, "low": mean - reach, "high": mean + reach, "detectable": reach + power, "p": p, "holm": None}
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """P-values of several tests so adjusted that .05 bounds the chance of any false finding (Holm 1979); in order."""
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(len(values), 0, -1)
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(np.asarray(values)[order] * factors), 1)
+    return adjusted.tolist()

@@ -73,6 +73,11 @@ def repaired_folder(name: str, action: str) -> str:
     return f"{REPAIRED}/{name}.{action}" if name else f"{REPAIRED}/{action}"
 
 
+def repaired_weights(name: str, action: str) -> str:
+    """Where the weights of that model are under torchvision's names; 'drop' has none but those of the run."""
+    return f"{repaired_folder(name, action)}.safetensors"
+
+
 def refinement_names(folder: pathlib.Path) -> list[str]:
     """The refinements that a run directory holds, '' for the one without a name, which comes first."""
     named = (path.stem for path in folder.glob(f"{REFINEMENTS}/*.json") if re.fullmatch(FILE_NAME, path.stem))

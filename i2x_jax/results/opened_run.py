@@ -341,7 +341,7 @@ class Run:
         )
         kept = present_steps(folder)
         if not kept:
-            there = sorted(path.name for path in (self.path / REPAIRED).glob("*"))
+            there = sorted(path.name for path in (self.path / REPAIRED).glob("*") if path.is_dir())
             raise InputError(
                 f"{self.path} keeps no model of {action!r} under the name {name!r}; allowed: "
                 f"{printable(', '.join(there)) or 'none'} of {REPAIRED}/; call refine, or look whether it was refused"
@@ -352,6 +352,25 @@ class Run:
             model = without_prototypes(model, self.arrays("prototypes"), chosen)
         with Checkpoints(folder, read_only=True) as checkpoints:
             return model, checkpoints.restore_variables(kept[-1], self.abstract_variables)
+
+    def explain_repaired(
+        self, action: str = "swap", name: str = "", workdir: str | os.PathLike[str] | None = None
+    ) -> "Run":
+        """Explains what a repair changed: from the network as it was trained to the one that an action left.
+
+        The run that it returns has these two checkpoints and prototypes of the repaired network, on the same images.
+        `compare(that)` matches prototypes by their places: `change` is what one added over the training, `other_change`
+        what its match added in the repair. So where the cue lost, what took its place gained. Needs the data.
+
+        Args:
+          action: as in `repaired`; not 'drop', which leaves the weights as they are.
+          name: as in `repaired`.
+          workdir: as in `i2x_jax.explain`.
+
+        Raises:
+          InputError: as `repaired`; or the action is 'drop'.
+        """
+        return importlib.import_module("i2x_jax.api").explain_repaired(self, action, name, workdir)
 
     @functools.cached_property
     def metrics(self) -> list[dict]:

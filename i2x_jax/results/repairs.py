@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from i2x_jax.config import ACTIONS, CONTROLS, printable
+from i2x_jax.config import ACTIONS, CONTROLS, RIVALS, printable
 
 # Accuracies that are told, by what they are called in a table; those that were not measured are left out.
 COLUMNS = {
@@ -12,6 +12,13 @@ COLUMNS = {
     "validation_accuracy": "validation %",
     "swapped_accuracy": "swapped %",
     "accuracy": "test %",
+}
+# Who chose what is acted on.
+CHOSEN = {
+    "person": "named by a person",
+    "evidence": "first by evidence",
+    "alarm": "by the alarm on the audit images",
+    "uncertain": "uncertain for the pair",
 }
 # What may judge, the first that there is. Without any, nothing tells a cue from an honest feature.
 JUDGES = ("unbiased_accuracy", "audit_accuracy")
@@ -54,8 +61,7 @@ def acted_on(table: dict) -> str:
     named = [
         f"{k}" + (f" (rank {rank})" if rank else "") for k, rank in zip(told["prototypes"], told["ranks"], strict=True)
     ]
-    by = {"person": "named by a person", "evidence": "first by evidence", "uncertain": "uncertain for the pair"}
-    return f"prototype{'s' * (len(named) > 1)} {', '.join(named)}, {by[told['by']]}"
+    return f"prototype{'s' * (len(named) > 1)} {', '.join(named)}, {CHOSEN[told['by']]}"
 
 
 def against(table: dict, strategy: str, reference: str) -> dict | None:
@@ -107,16 +113,25 @@ def _judged(table, name):
     before, after = table["before"][key], table["strategies"][name]["mean"][key]
     went = f"went from {100 * before:.1f} to {100 * after:.1f} %"
     text = f"{name} of {acted_on(table)}: accuracy on {judged_on(table)} images {went}"
-    rivals = [each for each in CONTROLS if each != ORACLE and against(table, name, each)]
-    if not rivals:
+    controls = [each for each in CONTROLS if each != ORACLE and against(table, name, each)]
+    if not controls:
         return f"{text}; no control was run beside it."
-    if "plain" in rivals:
+    if "plain" in controls:
         text += f"; less plain fine-tuning of as many steps {_words(against(table, name, 'plain'))}"
-    best = max(rivals, key=lambda each: table["strategies"][each]["mean"][key])
-    if best != "plain":
-        reached = 100 * table["strategies"][best]["mean"][key]
-        text += f"; less {best}, the best control at {reached:.1f} %, {_words(against(table, name, best))}"
-    return f"{text}."
+    rivals = [each for each in RIVALS if against(table, name, each)]
+    for among, role in ((controls, "the best control"), (rivals, "the best that trains on the audit images,")):
+        best = max(among, key=lambda each: table["strategies"][each]["mean"][key], default="plain")
+        if best != "plain":
+            reached = 100 * table["strategies"][best]["mean"][key]
+            text += f"; less {best}, {role} at {reached:.1f} %, {_words(against(table, name, best))}"
+    return f"{text}. {_as_in_training(table, name)}"
+
+
+def _as_in_training(table, name):
+    before, after = table["before"]["accuracy"], table["strategies"][name]["mean"]["accuracy"]
+    return (
+        f"On test images, which are as those of the training, it went from {100 * before:.1f} to {100 * after:.1f} %."
+    )
 
 
 def _words(difference):
@@ -124,12 +139,16 @@ def _words(difference):
     if difference["low"] is None:
         return f"{points}, without an interval: this cannot tell whether it was the cause"
     span = f"{points}, 95 % interval {100 * difference['low']:+.1f} to {100 * difference['high']:+.1f}"
+    if difference.get("holm") is not None:
+        span += f", p {difference['holm']:.2g} after Holm"
     if difference["low"] > 0:
         return f"{span}, which is above 0"
     if difference["high"] < 0:
         return f"{span}, which is below 0"
-    least = 100 * (difference["high"] - difference["low"]) / 2
-    return f"{span}, which holds 0: no difference was shown, and only one above {least:.1f} points could have been"
+    text = f"{span}, which holds 0: no difference was shown"
+    if "detectable" in difference:
+        text += f", and one of {100 * difference['detectable']:.1f} points would be in four cases of five"
+    return text
 
 
 def _unjudged(table, name):
@@ -177,12 +196,13 @@ def spread(mean: float, std: float | None, scale: float = 1) -> str:
 
 
 def interval(difference: dict | None) -> str:
-    """A paired difference in per cent, with its interval where it has one; nothing for None."""
+    """A paired difference in points, with interval and p (after Holm) where it has them; nothing for None."""
     if difference is None:
         return ""
     if difference["low"] is None:
         return f"{100 * difference['mean']:+.2f}"
-    return f"{100 * difference['mean']:+.2f} [{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}]"
+    span = f"{100 * difference['mean']:+.2f} [{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}]"
+    return span if difference.get("holm") is None else f"{span}, p {difference['holm']:.2g}"
 
 
 def command(prototypes: Sequence[int]) -> str:

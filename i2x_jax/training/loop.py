@@ -306,10 +306,25 @@ def predict(
       batch_size: samples a batch; the result does not depend on it.
       progress: told after every batch how many samples it held.
     """
+    return _of_all(functools.partial(batch_logits, model, variables), dataset, batch_size, progress)
+
+
+@functools.partial(jit, inference=True, static_argnames="model")
+def batch_pooled(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
+    """Means of the features over locations `[B, d]` in evaluation mode, jitted."""
+    return model.features(variables, images).mean((1, 2))
+
+
+def pooled_features(model: Model, variables: Variables, dataset: Dataset, batch_size: int) -> np.ndarray:
+    """What a global average pool makes of every sample's features, float32 `[N, d]`; arguments as in `predict`."""
+    return _of_all(functools.partial(batch_pooled, model, variables), dataset, batch_size)
+
+
+def _of_all(of_batch, dataset, batch_size, progress=lambda count: None):
+    """What a function of images makes of every sample, a batch at a time; each process reads its own rows."""
     count, found = divisible(batch_size), []
     read = batches(dataset, count, own_rows_of(count))
-    parts = ((batch_logits(model, variables, shard_own(batch.images, count)), batch.mask.sum()) for batch in read)
-    for part, samples in ahead(parts):
+    for part, samples in ahead((of_batch(shard_own(batch.images, count)), batch.mask.sum()) for batch in read):
         found.append(fetch(part))
         progress(int(samples))
     return np.concatenate(found)[: len(dataset.labels)]

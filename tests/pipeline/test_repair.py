@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from helpers import one_line, planted
@@ -11,14 +12,16 @@ from programs import blocks, contents, one_at_a_time
 
 import i2x_jax
 from i2x_jax import InputError, Run
-from i2x_jax.config import ACTIONS, CONTROLS, from_config_dict
-from i2x_jax.data.dataset import Dataset
+from i2x_jax.config import ACTIONS, CONTROLS, RIVALS, from_config_dict
+from i2x_jax.data.dataset import Dataset, steps_per_pass
+from i2x_jax.explanation.ranking import Alarm
+from i2x_jax.models import torch_weights
 from i2x_jax.pipeline import refine as stage
 from i2x_jax.pipeline import repair, stages
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.refinement import actions
 from i2x_jax.results import repairs
-from i2x_jax.results.files import REPORT
+from i2x_jax.results.files import REPORT, repaired_weights
 from i2x_jax.training.loop import loss_and_accuracy, predict
 
 SETTINGS = {
@@ -56,7 +59,7 @@ def accuracy(model, variables, dataset):
 class TestTable:
     def test_every_action_stands_beside_every_control(self, repaired):
         table = repaired.refinement
-        assert list(table["strategies"]) == [*ACTIONS, *CONTROLS]
+        assert list(table["strategies"]) == [*ACTIONS, *CONTROLS, *RIVALS]
         told = table["repair"]
         assert told["prototypes"] == [repaired.ranking[0].prototype]
         assert (told["by"], told["ranks"]) == ("evidence", [1])
@@ -64,6 +67,14 @@ class TestTable:
         run = [name for name, entry in table["strategies"].items() if entry["applicable"]]
         assert {(name, "plain") for name in run} - {("plain", "plain")} <= against
         assert {"swap", "drop", "plain", "true_mask", "random_patch"} <= set(run)
+
+    def test_rivals_train_on_the_audit_images_and_are_kept_nowhere(self, repaired):
+        strategies = repaired.refinement["strategies"]
+        assert [strategies[name]["phases"] for name in RIVALS] == [0, strategies["plain"]["phases"]]
+        for name in RIVALS:
+            assert strategies[name]["mean"]["audit_accuracy"] > repaired.refinement["before"]["audit_accuracy"]
+        assert strategies["dfr"]["std"]["unbiased_accuracy"] == 0
+        assert not [path for path in (repaired.path / "repaired").glob("*") if path.name in RIVALS]
 
     def test_what_judges_is_in_before_seeds_mean_and_differences(self, repaired):
         table = repaired.refinement
@@ -103,20 +114,100 @@ def test_a_model_is_kept_and_loaded_and_is_what_the_table_says(repaired, action)
         assert found == pytest.approx(table["strategies"][action]["seeds"][0][name])
 
 
+@pytest.mark.parametrize("action", ["swap", "drop"])
+def test_the_weights_are_kept_under_torchvisions_names_too(repaired, action):
+    path, (_, variables) = repaired.path / repaired_weights("", action), repaired.repaired(action)
+    assert path.exists() == (action != "drop")
+    if path.exists():
+        other = jax.tree.map(np.zeros_like, variables)
+        found, _ = torch_weights.from_torch("cnn", torch_weights.read(path), other, str(path))
+        jax.tree.map(np.testing.assert_array_equal, found, variables)
+        assert not list(path.parent.glob(".tmp-*"))
+
+
+def test_a_repair_is_explained_and_held_against_the_training(run):
+    after = run.explain_repaired("swap")
+    phases = run.refinement["repair"]["phases"]
+    assert after.steps.tolist() == [run.steps[-1], run.steps[-1] + phases * steps_per_pass(len(run.dataset.labels), 16)]
+    reached = run.refinement["strategies"]["swap"]["seeds"][0]
+    for split in ("validation", "unbiased"):
+        last = [line["accuracy"] for line in after.metrics if line["split"] == split][-1]
+        assert last == pytest.approx(reached[f"{split}_accuracy"])
+    rows = run.compare(after)
+    assert len(rows) == 12 * 3
+    # Every change of confidence over the repair is accounted for: by prototypes, and by the bias.
+    ledger = after.arrays("ledger")
+    change = np.array(after.array("confidence"))[1] - np.array(after.array("confidence"))[0]
+    for c, name in enumerate(run.dataset.class_names):
+        told = sum(row.other_change for row in rows if row.name == name) + ledger["bias"][0, c, c]
+        assert told == pytest.approx(change[after.dataset.labels == c, c].mean(), abs=1e-5)
+
+
 def test_the_guard_refuses_what_costs_audit_accuracy(run):
     table = copy.deepcopy(run.refinement)
     table["before"]["audit_accuracy"] = 0.9
     for action, reached in (("swap", 0.889), ("paste", 0.891)):
         table["strategies"][action]["mean"]["audit_accuracy"] = reached
         (run.path / "repaired" / action).mkdir(parents=True, exist_ok=True)
+        (run.path / repaired_weights("", action)).touch()
     found = repair.guarded(RunDirectory(run.path), "", table)["repair"]
     assert {"action": "swap", "before": 0.9, "after": 0.889} in found["refused"]
     assert "paste" in found["saved"]
     assert "swap" not in found["saved"]
     assert not (run.path / "repaired" / "swap").exists()
     assert (run.path / "repaired" / "paste").exists()
+    assert [(run.path / repaired_weights("", action)).exists() for action in ("swap", "paste")] == [False, True]
     said = repairs.sentences(table | {"repair": found})
     assert said[0].startswith("Refused: swap costs 1.1 points of accuracy on the audit images, from 90.0 to 88.9 %")
+
+
+def test_reweighting_changes_the_last_layer_alone(run):
+    settings = run.config.refine
+    pair, _ = stage.curation(run, settings)
+    refining = stage.shared(run, settings, pair)
+    (found,) = repair.ready(run, None, ["dfr"], refining).values()
+    model, variables = found
+    before = refining.variables
+    assert variables["batch_stats"] is before["batch_stats"]
+    assert {name for name in before["params"] if variables["params"][name] is not before["params"][name]} == {
+        "classifier"
+    }
+    assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, before)
+    assert accuracy(model, variables, run.splits.audit) > accuracy(run.model, before, run.splits.audit)
+
+
+def test_rivals_that_do_not_apply_say_why(run):
+    splits, audit = run.splits, run.splits.audit
+    run.splits = splits._replace(unbiased=None)
+    assert repair.rivals_left_out(run).keys() == set(RIVALS)
+    run.splits = splits._replace(audit=audit.take(np.flatnonzero(audit.labels != 1)))
+    assert repair.rivals_left_out(run) == {"dfr": "0 of the audit images are of class green, and it takes 2"}
+    run.splits = splits._replace(audit=None)
+    assert repair.rivals_left_out(run) == {}
+
+
+def test_what_raises_an_alarm_on_the_audit_images_is_picked(run, monkeypatch):
+    settings = dataclasses.replace(run.config.refine, pick="alarm")
+    monkeypatch.setattr(Run, "alarms", (Alarm(3, "audit", 0.1, 0.001), Alarm(5, "audit", 0.05, 0.004)))
+    assert repair.chosen_prototypes(run, settings, ()) == ((3, 5), "alarm")
+    monkeypatch.setattr(Run, "alarms", (Alarm(3, "evidence", 2.6, None),))
+    assert repair.chosen_prototypes(run, settings, ()) == ((), "alarm")
+
+
+def test_of_many_that_raise_an_alarm_as_many_are_acted_on_as_may_be(run, monkeypatch):
+    monkeypatch.setattr(Run, "alarms", tuple(Alarm(k, "audit", 0.1, 0.001) for k in (3, 5, 7)))
+    seen = []
+
+    def allowed(work, chosen, mask):
+        seen.append(chosen)
+        return [], "too much"
+
+    monkeypatch.setattr(repair, "allowed_cues", allowed)
+    settings = dataclasses.replace(run.config.refine, pick="alarm")
+    plan = repair.plan_repair(RunDirectory(run.path), run, settings, None, ())
+    assert seen == [(3, 5, 7), (3, 5), (3,)]
+    assert set(plan.reasons.values()) == {"too much"}
+    assert plan.told["repair"]["prototypes"] == [3]
 
 
 class Untouched:
@@ -158,7 +249,7 @@ class TestFromPython:
         assert table == run.refinements[name]
         assert run.refinement == first
         assert (table["repair"]["by"], table["repair"]["mask"], table["seeds"]) == ("person", "place", 1)
-        assert list(table["strategies"]) == ["swap", *CONTROLS]
+        assert list(table["strategies"]) == ["swap", *CONTROLS, *RIVALS]
         model, variables = run.repaired("swap", name)
         reached = table["strategies"]["swap"]["seeds"][0]["unbiased_accuracy"]
         assert accuracy(model, variables, run.splits.unbiased) == pytest.approx(reached)
@@ -184,6 +275,7 @@ class TestFromPython:
             "name": (lambda run: run.refine([0], name="../x"), "refine.name is '../x'"),
             "no such model": (lambda run: run.repaired("swap", "x"), "unknown refinement 'x'"),
             "not kept": (lambda run: run.repaired("drop"), "keeps no model of 'drop' under the name ''"),
+            "nothing changed": (lambda run: run.explain_repaired("drop"), "'drop' changes no weights"),
             "no such action": (lambda run: run.repaired("swop"), "unknown action 'swop'"),
         }.values(),
     )

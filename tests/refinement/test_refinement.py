@@ -11,7 +11,7 @@ import scipy.stats
 from i2x_jax.config import STRATEGIES
 from i2x_jax.data.dataset import steps_per_pass
 from i2x_jax.refinement import strategies as refinement
-from i2x_jax.refinement.table import paired_interval, summarize
+from i2x_jax.refinement.table import LEAST_SEEDS, holm, paired_interval, summarize
 from i2x_jax.schema import load_schema
 from i2x_jax.training import loop as training
 from tests.helpers import ROUNDING, planted, tiny_model, tiny_variables
@@ -219,20 +219,43 @@ class TestOutcome:
 
 
 class TestPairedInterval:
+    nothing = dict.fromkeys(("low", "high", "detectable", "p", "holm"))
+
     @pytest.mark.parametrize("count", [2, 3, 10])
     def test_equals_scipy(self, count):
         one, two = np.random.default_rng(count).normal(size=(2, count))
-        found = paired_interval(one - two)
-        expected = scipy.stats.ttest_rel(one, two).confidence_interval(0.95)
+        found, test = paired_interval(one - two), scipy.stats.ttest_rel(one, two)
+        expected = test.confidence_interval(0.95)
         np.testing.assert_allclose([found["low"], found["high"]], [expected.low, expected.high], **ROUNDING)
         assert found["mean"] == pytest.approx((one - two).mean())
+        assert found["p"] == (pytest.approx(test.pvalue) if count >= LEAST_SEEDS else None)
+
+    @pytest.mark.parametrize("count", [6, 30])
+    def test_what_is_detectable_is_detected_in_four_cases_of_five(self, count):
+        values = np.random.default_rng(count).normal(size=count)
+        reached = paired_interval(values)["detectable"] * np.sqrt(count) / values.std(ddof=1)
+        power = scipy.stats.nct.sf(scipy.stats.t.ppf(0.975, count - 1), count - 1, reached)
+        assert power == pytest.approx(0.8, abs=0.03)
 
     def test_equal_differences_have_no_interval(self):
         # One of no width would read as certainty, where there are only few seeds and coarse accuracies.
-        assert paired_interval(np.array([0.5, 0.5])) == {"mean": 0.5, "low": None, "high": None}
+        assert paired_interval(np.array([0.5, 0.5])) == {"mean": 0.5, **self.nothing}
 
     def test_one_seed_has_no_interval(self):
-        assert paired_interval(np.array([0.5])) == {"mean": 0.5, "low": None, "high": None}
+        assert paired_interval(np.array([0.5])) == {"mean": 0.5, **self.nothing}
+
+
+@pytest.mark.parametrize(
+    ("values", "adjusted"),
+    [
+        ((0.01, 0.04, 0.03), (0.03, 0.06, 0.06)),  # 3 x .01; 2 x .03; and .04, which is not below the one before
+        ((0.9, 0.6), (1, 1)),
+        ((0.02,), (0.02,)),
+        ((), ()),
+    ],
+)
+def test_holm_by_hand(values, adjusted):
+    assert holm(values) == pytest.approx(list(adjusted))
 
 
 def made_up(seeds, strategies=STRATEGIES):
@@ -295,7 +318,14 @@ class TestSummarize:
         found = table(made_up(2, strategies), strategies)["differences"]
         assert [(row["strategy"], row["against"]) for row in found] == [("curated", "full")]
 
-    @pytest.mark.parametrize("seeds", [1, 2, 5])
+    def test_those_that_are_held_against_the_same_are_tested_together(self):
+        rows = table(made_up(6))["differences"]
+        for reference in {row["against"] for row in rows}:
+            together = [row["accuracy"] for row in rows if row["against"] == reference]
+            assert len(together) > 3
+            assert [each["holm"] for each in together] == holm([each["p"] for each in together])
+
+    @pytest.mark.parametrize("seeds", [1, 2, 6])
     def test_the_file_keeps_its_schema(self, seeds):
         check(table(made_up(seeds)), seeds)
 
