@@ -482,6 +482,7 @@ class Run:
             assignments=assignments,
             measure=measure,
             row=lambda: self._row_of("train", row),
+            path=lambda *asked_for: self._path(self.dataset.images[row], assignments, *asked_for),
         )
 
     def _confidence_of(self, row, label, measure):
@@ -497,6 +498,11 @@ class Run:
     def _seen_held_out(self, row, split):
         held = self.arrays(split)
         label = int(held["labels"][row])
+
+        def path(*asked_for):
+            pixels = getattr(self.splits, split).images[row]
+            return self._path(pixels, self._measure_anew(pixels, label)[0], *asked_for)
+
         seen = stories.Seen(
             split=split,
             image=row,
@@ -506,6 +512,7 @@ class Run:
             assignments=None,
             measure=lambda: self._measure_anew(getattr(self.splits, split).images[row], label)[1],
             row=lambda: self._row_of(split, row),
+            path=path,
         )
         try:
             pixels = getattr(self.splits, split).images[row]
@@ -527,6 +534,7 @@ class Run:
             assignments=assignments,
             measure=lambda: measured,
             row=lambda: None,
+            path=lambda *asked_for: self._path(pixels, assignments, *asked_for),
         )
 
     def _measure_anew(self, pixels, label=None):
@@ -546,6 +554,32 @@ class Run:
         with Checkpoints(self.path / CHECKPOINTS, read_only=True) as kept:
             checkpoints = (kept.restore_variables(int(step), like) for step in self.steps)
             return measure_image(model, checkpoints, pixels, label, assignments, self.config.explain)
+
+    def _path(self, pixels, assignments, toward, prototype):
+        """Evidence of an image `[H, W, C]` for weighted logits in its pixels, at the last checkpoint."""
+        from i2x_jax.devices.mesh import fetch
+        from i2x_jax.evidence.pixels import PixelEvidence, level_of, path_pixels
+
+        held = None
+        if prototype is not None:
+            held = assignments[None] == asked.whole(prototype, "the prototype", 0, len(self.explanation.prototypes) - 1)
+        images = np.asarray(pixels, np.float32)[None]
+        model, variables = self.model, self.variables(self.steps[-1])
+        try:
+            found = fetch(path_pixels(model, variables, level_of(images), images, toward[None], held))
+        except TypeError as error:
+            # A network of somebody's own, which may do with whole levels what cannot be done with floats.
+            raise InputError(
+                f"the network takes no images in floats ({str(error).splitlines()[0]}); allowed: `features` of uint8 "
+                "and of float32, 0 to 255; cast to float32 in it first"
+            ) from None
+        evidence, before, after = found[0][0], float(found[1][0]), float(found[2][0])
+        if held is None and before != after and not evidence.any():
+            raise InputError(
+                "no gradient reaches the pixels; allowed: `features` that can be differentiated by images in floats; "
+                "do not round them or cast them to whole numbers in it"
+            )
+        return PixelEvidence(evidence, before, after)
 
     def ledger(self, name: str, interval: tuple[int, int] | None = None) -> ClassLedger:
         """The ledger of a class: what moved the mean confidence in it, over its own training images (DESIGN 2.10).
@@ -808,9 +842,10 @@ class Run:
         return plots.pair_chart(self.told_apart(a, b), self.explanation.pair(a, b))
 
     def plot_image(self, image: "int | np.ndarray", split: str = "train") -> "Image.Image":
-        """An image beside its strongest prototypes, numbered, and below its saliency at every checkpoint, on one scale.
+        """An image beside its strongest prototypes, numbered, and the evidence in its pixels for what it is taken for.
 
-        Arguments and errors are those of `story`; it needs the model and the data.
+        Evidence is orange where it is for it and blue where it is against (`Story.pixels`). Below is its saliency at
+        every checkpoint, on one scale. Arguments and errors are those of `story`; it needs the model and the data.
         """
         from i2x_jax.results import plots
 
@@ -822,7 +857,7 @@ class Run:
             else (getattr(self.splits, told.split).images[told.image])
         )
         numbers = [each.prototype for each in told.prototypes if each.share > 0]
-        return plots.image_picture(pixels, told.assignments, numbers, maps, self.model.places)
+        return plots.image_picture(pixels, told.assignments, numbers, maps, told.pixels().evidence, self.model.places)
 
     def to_frame(self, table: str) -> "pandas.DataFrame":
         """A table of the run as a pandas data frame, one row per record.

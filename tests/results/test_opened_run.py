@@ -255,7 +255,7 @@ class TestPlots:
 
     def test_image(self, run):
         picture = run.plot_image(3)
-        assert picture.size == (max(2 * 224 + 6, len(run.steps) * 78 - 6), 224 + 6 + 72)
+        assert picture.size == (max(3 * 224 + 12, len(run.steps) * 78 - 6), 224 + 6 + 72)
         assert run.plot_image(run.dataset.images[3]).size == picture.size
 
     def test_pair(self, run):
