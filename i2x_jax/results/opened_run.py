@@ -28,6 +28,7 @@ from i2x_jax.results.arrays import ARRAYS, read_array, read_arrays
 from i2x_jax.results.comparison import Compared
 from i2x_jax.results.files import (
     ACCOUNT,
+    ACCOUNTED,
     CHECKPOINTS,
     CONFIG,
     CONTACT_SHEET,
@@ -610,8 +611,16 @@ class Run:
         found = self._with_ledger
         return tuple(self._class_ledger(label, found) for label in range(len(self.explanation.classes)))
 
+    @functools.cached_property
+    def accounted(self) -> np.ndarray:
+        """The training samples that the ledger is of, int64, ascending: all, unless `explain.ledger` is a number."""
+        if (self.path / ACCOUNTED).exists():
+            return np.array(self.array("accounted"))
+        return np.arange(len(self.array("labels")))
+
     def _class_ledger(self, label, found):
-        rows = np.flatnonzero(self.array("labels") == label)
+        own = np.flatnonzero(self.array("labels")[self.accounted] == label)
+        rows = self.accounted[own]
         return account.class_ledger(
             label,
             self.explanation.classes,
@@ -619,7 +628,7 @@ class Run:
             found,
             self.rivals[label],
             np.asarray(self.own_confidence[:, rows], np.float64).mean(1),
-            account.account_error(self.array("account")[:, rows]),
+            account.account_error(self.array("account")[:, own]),
             (self._area[rows] > 0).mean(0),
         )
 
@@ -650,7 +659,7 @@ class Run:
         Raises:
           InputError: as `ledger`.
         """
-        counts = np.bincount(self.array("labels"), minlength=len(self.explanation.classes))
+        counts = np.bincount(self.array("labels")[self.accounted], minlength=len(self.explanation.classes))
         first, second = self._label(a), self._label(b)
         if not mutual(self.rivals, first, second):
             raise InputError(
@@ -672,8 +681,9 @@ class Run:
         self._refuse_without_ledger()
         if isinstance(image, (int, np.integer)) and split in SPLITS:
             _, row = self._find(image, split)
-            if split == "train":
-                return ImageAccount(self.steps, self.own_confidence[:, row], np.array(self.array("account")[:, row]))
+            place = np.searchsorted(self.accounted, row)
+            if split == "train" and place < len(self.accounted) and self.accounted[place] == row:
+                return ImageAccount(self.steps, self.own_confidence[:, row], np.array(self.array("account")[:, place]))
         story = self.story(image, split)
         label = self.explanation.classes.index(story.label or story.predicted)
         pixels = self.splits._asdict()[story.split].images[story.image] if story.split in SPLITS else image
