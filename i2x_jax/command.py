@@ -253,6 +253,8 @@ def from_text(field: dataclasses.Field, text: str) -> Any:
     if field.metadata.get("parse") == "checkpoints" and text in field.metadata["choices"]:
         return text
     try:
+        if field.metadata.get("parse") == "images":
+            return int(text)
         if field.metadata.get("parse") in ("checkpoints", "ids"):
             return tuple(int(number) if isinstance(number, str) else number for number in listed(text))
         if "parse" in field.metadata:

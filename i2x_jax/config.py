@@ -240,8 +240,13 @@ class ExplainConfig(_Group):
     rivals: int = _setting(
         0, "Classes kept of each class's samples, itself and those it is taken for; 0 for 10, or all of fewer.", low=0
     )
-    ledger: str = _setting(
-        "all", "Whether every change of confidence is accounted for, image by image.", choices=("all", "none")
+    ledger: str | int = _setting(
+        "all",
+        "Whose changes of confidence are accounted for: those of 'all' training images or of 'none', or of so many, "
+        "of each class as many as of any other. Behind a head that is not linear each image takes 48 M backward passes "
+        "of the head a checkpoint.",
+        parse="images",
+        choices=("all", "none"),
     )
     batch_size: int = _setting(256, "Images at a time.", low=1)
 
@@ -358,6 +363,8 @@ def allowed(field: dataclasses.Field) -> str:
     rules = field.metadata
     if rules.get("parse") == "checkpoints":
         return f"{', '.join(map(repr, SPACINGS))}, or steps of at least 0 such as 0,20,100"
+    if rules.get("parse") == "images":
+        return f"{', '.join(map(repr, rules['choices']))}, or a number of images of at least 1"
     if rules.get("parse") == "pair":
         return "two different class names such as 4,9, or nothing"
     if rules.get("parse") == "classes":
@@ -392,6 +399,8 @@ def _value_schema(field):
     if rules.get("parse") == "checkpoints":
         steps = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1, "uniqueItems": True}
         return said | {"oneOf": [{"enum": list(rules["choices"])}, steps]}
+    if rules.get("parse") == "images":
+        return said | {"oneOf": [{"enum": list(rules["choices"])}, {"type": "integer", "minimum": 1}]}
     if rules.get("parse") == "pair":
         return said | {"type": "array", "items": {"type": "string"}, "maxItems": 2, "uniqueItems": True}
     if rules.get("parse") == "classes":
@@ -435,7 +444,7 @@ def _checked(key, value, field):
         raise InputError(f"{key} is {value!r}; allowed: a group of settings; set its members instead")
     rules = field.metadata
     if "parse" in rules:
-        made = {"checkpoints": _checkpoints, "ids": _ids}.get(
+        made = {"checkpoints": _checkpoints, "ids": _ids, "images": _images}.get(
             rules["parse"], lambda value: _names(value, rules.get("subset"), rules["parse"] == "classes")
         )(value)
         if made is None:
@@ -482,6 +491,13 @@ def _checkpoints(value):
     if not steps or min(steps) < 0 or any(isinstance(step, bool) for step in value):
         return None
     return tuple(sorted(set(steps)))
+
+
+def _images(value):
+    """'all', 'none' or a number of at least 1; None for anything else."""
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+        return int(value) if value >= 1 else None
+    return value if isinstance(value, str) and value in ("all", "none") else None
 
 
 def _ids(value):

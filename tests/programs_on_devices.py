@@ -15,7 +15,7 @@ from i2x_jax import models
 from i2x_jax.data import dataset as data
 from i2x_jax.devices import mesh as distributed
 from i2x_jax.evidence import measuring, prototypes
-from i2x_jax.pipeline import measure, rank
+from i2x_jax.pipeline import measure, rank, summing
 from i2x_jax.pipeline import prototypes as stage_prototypes
 from i2x_jax.training import loop as training
 from tests.helpers import drawn
@@ -78,7 +78,7 @@ def measured(model, variables, dataset, rng):
     places = measuring.assign_locations(pca, centroids, features)
     batch = measuring.take(model, MEASURING, held[1], features, labels, places, blank)
     counts = np.maximum(np.bincount(dataset.labels, minlength=classes), 1)[:, None, None]
-    mean, std = measure.moments_of(sums["contribution 0"], sums["contribution_square 0"], counts)
+    mean, std = summing.moments_of(sums["contribution 0"], sums["contribution_square 0"], counts)
     return {
         "maps": distributed.fetch(batch.maps),
         **{

@@ -194,6 +194,17 @@ def test_choices_are_listed_when_another_is_given(key):
     assert all(repr(choice) in refused(key, "nonesuch") for choice in choices)
 
 
+@pytest.mark.parametrize("value", ["all", "none", 1, np.int64(500)])
+def test_a_ledger_is_of_all_none_or_so_many(value):
+    assert made("explain.ledger", value) == value
+    assert from_command_line(f"--config.explain.ledger={value}").explain.ledger == value
+
+
+@pytest.mark.parametrize("value", [0, -3, True, 1.5, "some", "7", (1, 2), None])
+def test_another_ledger_is_refused(value):
+    assert "allowed: 'all', 'none', or a number of images of at least 1" in refused("explain.ledger", value)
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [

@@ -28,7 +28,7 @@ from i2x_jax.config import from_config_dict
 from i2x_jax.data.dataset import Dataset, Splits
 from i2x_jax.data.source import blocks
 from i2x_jax.pipeline import needs
-from i2x_jax.pipeline.programs import Program, batch_programs, cost, forward_programs
+from i2x_jax.pipeline.programs import Program, batch_programs, cost, forward_programs, layout_over
 from i2x_jax.results.files import read_header
 from i2x_jax.results.opened_run import dataset_of
 from i2x_jax.training import loop as training
@@ -139,12 +139,13 @@ def at_imagenet() -> dict:
         return {"needs": told}
     variables = jax.eval_shape(model.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((64, side, side, 3), np.uint8)
-    of_batch = batch_programs(model, variables, images, _CHECKPOINTS.value, _PROTOTYPES.value)
-    costs = {each.name: cost(each, jax.devices()[0]) for each in (*forward_programs(model, variables, images),)}
+    layout = layout_over(jax.devices()[:1])
+    of_batch = batch_programs(model, variables, images, _CHECKPOINTS.value, _PROTOTYPES.value, layout)
+    costs = {each.name: cost(each) for each in forward_programs(model, variables, images, layout)}
     forward = sum(each.operations for each in costs.values()) / 64
     sample = jax.ShapeDtypeStruct((training.batch_norm_count(count, scale.image), side, side, 3), np.uint8)
-    normed = cost(Program("batch_statistics", 1, False, model.batch_statistics, (variables, sample)), jax.devices()[0])
-    costs |= {each.name: cost(each, jax.devices()[0]) for each in of_batch[1:]}
+    normed = cost(Program("batch_statistics", 1, False, model.batch_statistics, (variables, sample)))
+    costs |= {each.name: cost(each) for each in of_batch[1:]}
     measuring = sum(each.times * costs[each.name].operations for each in of_batch) / 64
     operations = {
         "forward_an_image": forward,

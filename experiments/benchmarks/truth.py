@@ -8,12 +8,14 @@ it is done and is not done again; a case that was stopped goes on. FOLDER/MEASUR
 
 - `cues`: whether a planted cue is found, and whether alarms keep silent on twins (`truth_cues.py`);
 - `parts`: what taking an item out of a scene does, against what is claimed of it (`truth_parts.py`);
+- `late`: whether a part that training shows late is dated late, and claimed before it existed (`truth_parts.py`);
 - `runs`: deletion in the pixels of real images, layers randomised one after the other, an untrained network, and other
   starts of K-means, on the twins of `cues`, trained by the name that --data gives (`truth_runs.py`).
 
 What was measured is in truth.md.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -31,7 +33,7 @@ from experiments.benchmarks import truth_tables as tables
 from i2x_jax.config import InputError
 from i2x_jax.devices.compilation import keep_programs
 
-MEASURES = ("cues", "parts", "runs")
+MEASURES = ("cues", "parts", "late", "runs")
 
 _MEASURE = flags.DEFINE_enum("measure", "cues", MEASURES, "What is measured.")
 _FOLDER = flags.DEFINE_string("folder", "runs/truth", "Where figures are written, and runs while they are needed.")
@@ -89,13 +91,14 @@ def run_cases(folder: pathlib.Path, data_dir: str | None) -> dict:
     return {f"{sizes.name} {seed}": lambda *_, seed=seed: case(seed) for seed in seeds}
 
 
-def part_cases(folder: pathlib.Path, data_dir: str | None) -> dict:
-    """What measures each case of `parts`, by its name."""
+def part_cases(folder: pathlib.Path, data_dir: str | None, late: bool = False) -> dict:
+    """What measures each case of `parts`, or of `late`, by its name."""
     del data_dir
     epochs = _EPOCHS.value if flags.FLAGS["epochs"].present else parts.EPOCHS
 
     def case(network, seed):
-        return parts.measure(network, seed, epochs, folder / f"parts-{network}-{seed}")
+        measure, name = (parts.measure_late, "late") if late else (parts.measure, "parts")
+        return measure(network, seed, epochs, folder / f"{name}-{network}-{seed}")
 
     seeds = numbers(_SEEDS.value, int, "seeds")
     return {
@@ -112,7 +115,9 @@ def main(_):
     keep_programs("default")
     data_dir = _DATA_DIR.value or os.environ.get("TFDS_DATA_DIR")
     measure = _MEASURE.value
-    cases = {"cues": cue_cases, "parts": part_cases, "runs": run_cases}[measure](folder, data_dir)
+    late_cases = functools.partial(part_cases, late=True)
+    every = {"cues": cue_cases, "parts": part_cases, "late": late_cases, "runs": run_cases}
+    cases = every[measure](folder, data_dir)
     path = folder / f"{measure}.json"
     done = json.loads(path.read_text()) if path.exists() else {}
     for name, work in cases.items():

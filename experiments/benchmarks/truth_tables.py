@@ -3,6 +3,8 @@
 import collections
 import statistics
 
+from i2x_jax import parts as scenes
+
 
 def rows_of(header: list[str], rows: list[list]) -> str:
     """A table in Markdown."""
@@ -68,21 +70,65 @@ def median_of(runs: list[dict], key: str) -> str:
     return f"{statistics.median(values):.2f}" if values else "–"
 
 
+# Columns of the tables of `parts`, by the key of their figures: of drops one by one, and of what is left of them.
+SINGLE = {
+    "pooled": "pooled",
+    "class_parts": "class parts",
+    "r2": "R2",
+    "foreign_sign": "foreign sign",
+    "own_table": "own cells of the table",
+}
+CHOSEN = {"kept": "kept by the first three", "removed": "changed without them", "distracted": "on the neutral shape"}
+TARGET = {"target_signs": "signs by target"}
+
+
 def parts(done: dict) -> str:
     """The tables of `parts`: for each network and target a row a claim, its mean over seeds and the range."""
-    texts, columns = [], {"pooled": "pooled", "class_parts": "class parts", "r2": "R2", "foreign_sign": "foreign sign"}
+    texts = []
     for network in dict.fromkeys(each["network"] for each in done.values()):
         runs = [each for each in done.values() if each["network"] == network]
         accuracy = listed(round(100 * run["accuracy"], 1) for run in runs)
-        seeds = listed(run["seed"] for run in runs)
-        for target in ("logit", "margin"):
-            texts.append(f"{network}, seeds {seeds}, test accuracy {accuracy} %, drop of the {target}:\n")
+        title = f"{network}, seeds {listed(run['seed'] for run in runs)}, test accuracy {accuracy} %"
+        for target, columns in (("logit", SINGLE), ("margin", SINGLE), ("logit", CHOSEN), ("margin", CHOSEN | TARGET)):
+            about = f"drop of the {target}" if columns is SINGLE else f"items chosen by claims about the {target}"
             rows = [
                 [claim, *(spread(run[target][claim][column] for run in runs) for column in columns)]
                 for claim in runs[0][target]
             ]
-            texts += [rows_of(["claim", *columns.values()], rows), ""]
+            texts += [f"{title}, {about}:\n", rows_of(["claim", *columns.values()], rows), ""]
+        right = spread(run["pairs_right"] for run in runs)
+        texts += [
+            f"{network}: the first separating prototype lies on a part of one class alone: {right} of 45 pairs",
+            "",
+        ]
+        rows = [
+            [name, *(spread(run["since"][name][key] for run in runs) for key in ("order", "off"))]
+            for name in runs[0]["since"]
+        ]
+        header = ["claim", "order of the half steps", "median distance, log2"]
+        texts += [f"{network}: since when each part counts\n", rows_of(header, rows), ""]
     return "\n".join(texts).rstrip()
+
+
+def late(done: dict) -> str:
+    """The table of `late`: since when the late part counts, and which share of its last value it had before."""
+    rows = []
+    for each in done.values():
+        part = scenes.SHAPES.index(each["late"])
+        for name, steps in each["half_steps"].items():
+            others = [step for number, step in enumerate(steps) if number != part and step == step]
+            rows.append(
+                [
+                    f"{each['network']} {each['seed']}, {each['late']}, from step {each['from_step']} of "
+                    f"{each['last_step']}",
+                    name,
+                    f"{steps[part]:.0f}",
+                    f"{statistics.median(others):.0f}, {max(others):.0f}",
+                    f"{100 * each['before'][name]:.0f}",
+                ]
+            )
+    header = ["run, late part", "claim", "half step of the late part", "of the others: median, latest", "before it, %"]
+    return rows_of(header, rows)
 
 
 def spread(values) -> str:
@@ -136,4 +182,4 @@ def between(interval: dict | None) -> str:
     return "–" if interval is None else f"{interval['mean']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
 
 
-TABLES = {"cues": cues, "parts": parts, "runs": runs}
+TABLES = {"cues": cues, "parts": parts, "late": late, "runs": runs}

@@ -140,9 +140,10 @@ def account_image(
     settings, places = measuring.Measuring(num_prototypes), np.array(assignments)[None]
     nobody, empty = np.zeros(1, np.int32), measuring.blank_image(blank, image.shape)
     blanks = [measuring.batch_features(model, variables, empty) for variables in checkpoints]
+    own = [measuring.batch_features(model, variables, image[None]) for variables in checkpoints]
     ends = [
-        measuring.take(model, settings, variables, image[None], nobody, places, features).end
-        for variables, features in zip(checkpoints, blanks, strict=True)
+        measuring.take(model, settings, variables, features, nobody, places, empty_features).end
+        for variables, features, empty_features in zip(checkpoints, own, blanks, strict=True)
     ]
     parts = [
         fetch(_parts(model, measuring.Between(checkpoints[t : t + 2], blanks[t : t + 2], ends[t : t + 2]), places))

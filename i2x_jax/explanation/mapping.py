@@ -150,6 +150,9 @@ def ridge_means(pi: np.ndarray, changes: np.ndarray, ridge_lambda: float = 0.0) 
     penalty = float(ridge_lambda) if ridge_lambda > 0 else 1e-2 * float(np.sum(pi**2)) / len(pi)
     if penalty == 0:
         return np.zeros((pi.shape[1], changes.shape[1])), 0.0
+    if len(pi) < pi.shape[1]:
+        # (X'X + c)^-1 X' is X' (XX' + c)^-1: with few groups and many prototypes, as of one class, the smaller system.
+        return pi.T @ np.linalg.solve(pi @ pi.T + penalty * np.eye(len(pi)), changes), penalty
     return np.linalg.solve(pi.T @ pi + penalty * np.eye(pi.shape[1]), pi.T @ changes), penalty
 
 

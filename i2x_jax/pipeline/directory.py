@@ -197,7 +197,7 @@ class RunDirectory:
         """Whether all files of a step are there, those of the refinement of `self.refinement`."""
         promised = files_of(step, self.refinement)
         if step == "evidence" and (self.path / CONFIG).exists():
-            promised = files_of(step, ledger=read_config(self.path).explain.ledger == "all")
+            promised = files_of(step, ledger=read_config(self.path).explain.ledger != "none")
         if not all((self.path / name).exists() for name in promised):
             return False
         if step != "train":

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +20,13 @@ from i2x_jax.data.dataset import Batch, Dataset, batches
 from i2x_jax.devices.host_memory import release
 from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows, own_rows_of, replicate, shard, shard_own
 from i2x_jax.evidence import measuring, prototypes
+from i2x_jax.evidence.sampling import hashes
 from i2x_jax.explanation.analysis import choose_kept
 from i2x_jax.explanation.rivals import is_narrow
 from i2x_jax.models.model import Model, Variables
+from i2x_jax.pipeline import summing
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.results.files import CHECKPOINTS
+from i2x_jax.results.files import ACCOUNT, ACCOUNTED, CHECKPOINTS, LEDGER
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training import loop as training
 
@@ -88,6 +90,7 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
         settings = measuring.Measuring(
             explain.num_prototypes, explain.cam, explain.target, pair, explain.ledger == "all", is_narrow(rivals)
         )
+        some = None if isinstance(explain.ledger, str) else accounted_rows(dataset.labels, explain.ledger, config.seed)
         checkpoints = prepare(work, settings, rivals)
         rows, done, totals = open_rows(directory, work, settings, rivals)
         batch_size = rows_at_once(explain.batch_size, len(dataset.labels))
@@ -102,10 +105,54 @@ def measure_evidence(directory: RunDirectory, work: Run) -> None:
                 add(totals, measure_block(checkpoints, part, here, work.steps, start, batch_size, bar.update))
                 finish_block(directory, rows, number, totals)
         directory.barrier("evidence written")
+        if some is not None:
+            totals |= account_for(directory, checkpoints, dataset, some, work.steps, batch_size)
         blanks = [blank_parts(checkpoints, t) for t in range(len(work.steps))]
         if directory.main:
-            write_sums(directory, work, settings, rivals, blanks, totals)
+            write_sums(directory, work, settings, rivals, blanks, totals, some)
             save_margins(directory, work, rows, settings)
+
+
+def accounted_rows(labels: np.ndarray, wanted: int, seed: int) -> np.ndarray:
+    """The samples that are accounted for where not all are: of each class as many, by hash, ascending: int64 `[W]`.
+
+    Args:
+      labels: int `[N]`.
+      wanted: how many in all, at most; at least one of each class.
+      seed: of the hash.
+    """
+    order = np.argsort(hashes(0, len(labels), seed), kind="stable")
+    classes = np.unique(labels)
+    each = max(1, wanted // len(classes))
+    return np.sort(np.concatenate([order[labels[order] == label][:each] for label in classes]))
+
+
+def account_for(
+    directory: RunDirectory,
+    checkpoints: Checkpoints,
+    dataset: Dataset,
+    some: np.ndarray,
+    steps: np.ndarray,
+    batch_size: int,
+) -> Sums:
+    """account.npy of some samples, which are seen a second time, and the sums that the ledger is made of.
+
+    A run that is stopped here does this anew, and nothing else.
+    """
+    with_ledger = checkpoints.settings._replace(ledger=True, pair=())
+    shape = len(steps) - 1, len(some), with_ledger.num_prototypes + 1
+    account, totals = directory.shared_memmap(STEP, ACCOUNT, np.float32, shape), {}
+    with directory.progress_bar("ledger", len(some), "image") as bar:
+        for start in range(0, len(some), ROWS_PER_BLOCK):
+            part = slice(start, start + ROWS_PER_BLOCK)
+            rows = Rows(None, None, None, account[:, part], None)
+            one, held = checkpoints._replace(settings=with_ledger), dataset.take(some[part])
+            add(totals, measure_block(one, held, rows, steps, start, batch_size, bar.update))
+    account.flush()
+    directory.barrier("accounts written")
+    wanted = {"seeing", "weighing", "bias", "coarse", "path_error", "largest_residual", "largest_logit"}
+    wanted |= {"seeing_square", "weighing_square", "coarse_missed"}
+    return {name: value for name, value in totals.items() if name.partition(" ")[0] in wanted}
 
 
 def made_from(work: Run) -> str:
@@ -388,6 +435,7 @@ def write_sums(
     rivals: np.ndarray,
     blanks: list[tuple[np.ndarray, np.ndarray]],
     totals: Sums,
+    some: np.ndarray | None = None,
 ) -> None:
     """contributions.npz, prototype_features.npz and ledger.npz, from the sums of all blocks.
 
@@ -398,6 +446,7 @@ def write_sums(
       rivals: int `[M, R]`.
       blanks: T results of `blank_parts`.
       totals: sums over all blocks, by name.
+      some: int `[W]`, the rows that the ledger is of; None for all, or no ledger.
     """
     folder = directory.partial(STEP)
 
@@ -408,7 +457,7 @@ def write_sums(
     counts = np.maximum(np.bincount(labels, minlength=len(work.dataset.class_names)), 1)
     samples = counts[:, None, None]
     assignments = np.load(folder / "assignments.npy", mmap_mode="r")
-    mean, std = moments_of(stacked("contribution", steps), stacked("contribution_square", steps), samples)
+    mean, std = summing.moments_of(stacked("contribution", steps), stacked("contribution_square", steps), samples)
     biases, evidence = zip(*blanks, strict=True)
     np.savez(
         folder / "contributions.npz",
@@ -416,7 +465,7 @@ def write_sums(
         std=np.float32(std),
         bias=np.stack(biases),
         completeness_error=stacked("largest_error", steps),
-        blank=np.float32(blank_contributions(evidence, assignments, labels, rivals, settings.num_prototypes)),
+        blank=np.float32(summing.blank_contributions(evidence, assignments, labels, rivals, settings.num_prototypes)),
     )
     h, w, _ = work.model.feature_shape
     locations = np.bincount(np.ravel(assignments), minlength=settings.num_prototypes)
@@ -425,36 +474,11 @@ def write_sums(
         counts=locations.astype(np.int64),
         sums=np.float32(stacked("features", steps) * h * w),
     )
-    if settings.ledger:
-        np.savez(folder / "ledger.npz", **ledger_members(stacked, steps, counts))
-
-
-def ledger_members(stacked: Callable[[str, int], np.ndarray], steps: int, counts: np.ndarray) -> Sums:
-    """The members of ledger.npz (DESIGN section 4).
-
-    Args:
-      stacked: from a name and a number of intervals or checkpoints to sums over all samples.
-      steps: T.
-      counts: int `[M]`, samples of each class, at least 1.
-    """
-    samples, members = counts[:, None, None], {}
-    for name in ("seeing", "weighing"):
-        mean, std = moments_of(stacked(name, steps - 1), stacked(f"{name}_square", steps - 1), samples)
-        members |= {name: np.float32(mean), f"{name}_error": np.float32(std / np.sqrt(samples))}
-    missed, whole = (stacked(name, steps - 2) if steps > 2 else np.zeros(0) for name in ("coarse_missed", "coarse"))
-    return members | {
-        "bias": np.float32(stacked("bias", steps - 1) / counts[:, None]),
-        "residual": stacked("largest_residual", steps - 1),
-        "largest_logit": stacked("largest_logit", steps - 1),
-        "path_difference": np.divide(missed, whole, out=np.zeros_like(missed), where=whole > 0),
-        "path_error": stacked("path_error", steps) / counts.sum(),
-    }
-
-
-def moments_of(first: np.ndarray, second: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population standard deviation, from sums and sums of squares over so many samples."""
-    mean = first / counts
-    return mean, np.sqrt(np.maximum(second / counts - mean**2, 0))
+    if settings.ledger or some is not None:
+        if some is not None:
+            np.save(folder / ACCOUNTED, some)
+            counts = np.maximum(np.bincount(labels[some], minlength=len(counts)), 1)
+        np.savez(folder / LEDGER, **summing.ledger_members(stacked, steps, counts))
 
 
 def blank_parts(checkpoints: Checkpoints, t: int) -> tuple[np.ndarray, np.ndarray]:
@@ -465,33 +489,6 @@ def blank_parts(checkpoints: Checkpoints, t: int) -> tuple[np.ndarray, np.ndarra
     model, variables = checkpoints.model, checkpoints.variables(t)
     bias = measuring.batch_bias(model, variables)
     return fetch((bias, measuring.blank_evidence(model, variables, checkpoints.blanks[t])))
-
-
-def blank_contributions(
-    evidence: Sequence[np.ndarray],
-    assignments: np.ndarray,
-    labels: np.ndarray,
-    rivals: np.ndarray,
-    num_prototypes: int,
-) -> np.ndarray:
-    """What a blank image would contribute at the places of each prototype, mean over each class: `[T, M, K, R]`.
-
-    Args:
-      evidence: T times `[h, w, M]`, what each location of the blank image contributes.
-      assignments: int `[N, h, w]`.
-      labels: int `[N]`.
-      rivals: int `[M, R]`, the classes of the logits.
-      num_prototypes: K.
-    """
-    places, counts = np.prod(assignments.shape[1:]), np.maximum(np.bincount(labels, minlength=len(rivals)), 1)
-    members = np.zeros((len(counts), num_prototypes, places))
-    for start in range(0, len(labels), ROWS_PER_BLOCK):
-        part = np.asarray(assignments[start : start + ROWS_PER_BLOCK], np.int64).reshape(-1, places)
-        flat = (labels[start : start + len(part), None] * num_prototypes + part) * places + np.arange(places)
-        members += np.bincount(flat.ravel(), minlength=members.size).reshape(members.shape)
-    share = members / counts[:, None, None]
-    flat = (np.float64(each).reshape(places, -1) for each in evidence)
-    return np.stack([share @ np.moveaxis(each[:, rivals], 0, 1) for each in flat])
 
 
 def save_margins(directory: RunDirectory, work: Run, rows: Rows, settings: measuring.Measuring) -> None:

@@ -21,7 +21,7 @@ from i2x_jax.data.part import explained
 from i2x_jax.devices.mesh import divisible
 from i2x_jax.explanation.rivals import MANY_CLASSES, RIVALS
 from i2x_jax.models.model import Model
-from i2x_jax.pipeline.programs import Program, batch_programs, cost, forward_programs
+from i2x_jax.pipeline.programs import Program, batch_programs, cost, forward_programs, layout_over
 from i2x_jax.pipeline.prototypes import SAMPLE_BYTES, locations_wanted
 from i2x_jax.pipeline.train import checkpoint_steps
 from i2x_jax.refinement.strategies import count_phases
@@ -214,17 +214,17 @@ def measured(
       scale: of the run.
       shape: of an image, (H, W, C).
     """
-    s, device = scale.sizes, jax.devices()[0]
+    s, layout = scale.sizes, layout_over(jax.devices()[:1])
     batch, step_batch = divisible(config.explain.batch_size), config.train.batch_size
     variables = jax.eval_shape(model.init, jax.random.key(0))
     images = jax.ShapeDtypeStruct((batch, *shape), np.uint8)
-    of_batch = batch_programs(model, variables, images, max(s["T"], 3), s["K"])
-    forward = forward_programs(model, variables, images)
-    costs = {each.name: cost(each, device) for each in (*forward, *of_batch[1:])}
-    step = cost(training_program(config, model, variables, shape), device)
+    of_batch = batch_programs(model, variables, images, max(s["T"], 3), s["K"], layout)
+    forward = forward_programs(model, variables, images, layout)
+    costs = {each.name: cost(each) for each in (*forward, *of_batch[1:])}
+    step = cost(training_program(config, model, variables, shape))
     # All images of the sample at once: in a narrow network of large images that is the most of all.
     sample = jax.ShapeDtypeStruct((training.batch_norm_count(scale.train, scale.image), *shape), np.uint8)
-    normed = cost(Program("batch_statistics", 1, False, model.batch_statistics, (variables, sample)), device)
+    normed = cost(Program("batch_statistics", 1, False, model.batch_statistics, (variables, sample)))
     trained = max(step.memory, normed.memory)
     rate = costs["features"].operations / forward_seconds(model, variables, images)
     measuring = sum(each.times * costs[each.name].operations for each in of_batch) / batch

@@ -97,7 +97,7 @@ def overview(run: Run) -> dict:
         "accuracy": {name: last[name]["accuracy"] for name in ("train", "validation") if name in last},
         "before": table["before"]["accuracy"],
         "after": after,
-        "ledger": findings.ledger(run.arrays("ledger"), run.steps) if run.has_ledger else None,
+        "ledger": _ledger_terms(run) if run.has_ledger else None,
         "conclusions": findings.fidelity(explanation),
         "warnings": [printable(sentence) for sentence in run.doubts()]
         + findings.warnings(explanation, assignments.shape[1:], run.arrays("contributions")["completeness_error"]),
@@ -109,6 +109,10 @@ def overview(run: Run) -> dict:
         "settings": _flat({key: value for key, value in header["config"].items() if not (own and key in TRAINING)}),
         "provenance": _flat(header["provenance"]),
     }
+
+
+def _ledger_terms(run: Run) -> list[tuple[str, str]]:
+    return findings.ledger(run.arrays("ledger"), run.steps, len(run.accounted), len(run.array("labels")))
 
 
 def _flat(values: dict, prefix: str = "") -> list[tuple[str, str]]:

@@ -126,11 +126,11 @@ def blank_shares(own: np.ndarray, blank: np.ndarray, among: Sequence[int]) -> li
 
 def pairs(run: Run) -> list[dict]:
     """What moved the difference of two confidences, on the images of each class, in the order of the pairs."""
-    ledger, labels = run.arrays("ledger"), np.array(run.array("labels"))
+    ledger, labels = run.arrays("ledger"), np.array(run.array("labels"))[run.accounted]
     names = run.explanation.classes
     counts = np.bincount(labels, minlength=len(names))
     # Of the columns of confidence.npy, by class of the sample: [T,M,Y].
-    mean = np.array([class_means(np.asarray(at), labels, len(names)) for at in run.array("confidence")])
+    mean = np.array([class_means(np.asarray(at)[run.accounted], labels, len(names)) for at in run.array("confidence")])
     found, rivals = [], run.rivals
     for pair in run.explanation.pairs[:MAX_PAIRS]:
         a, b = names.index(pair.a), names.index(pair.b)

@@ -21,9 +21,9 @@ class Spec(NamedTuple):
     Attributes:
       dtype: exactly.
       shape: sizes, or symbols of DESIGN section 1; I is T - 1, J is T - 2, A is K + 1, R is the classes kept of each
-        class's samples and Y those of which confidence.npy tells, C the channels of an image, V, E, G and B are the
-        validation, test, audit and unbiased samples, P the training samples of a pair, and U, S, L, Q are as many as
-        it happens to be.
+        class's samples and Y those of which confidence.npy tells, C the channels of an image, W the samples that the
+        ledger is of, V, E, G and B are the validation, test, audit and unbiased samples, P the training samples of a
+        pair, and U, S, L, Q are as many as it happens to be.
       low: the smallest value allowed.
       below: every value is less than this size.
       nan: whether NaN may stand for what was not measured.
@@ -47,7 +47,8 @@ ARRAYS: dict[str, dict[str, Spec]] = {
     "rows.npy": {"": _spec("int64", "N", low=0)},
     "assignments.npy": {"": _spec("int16", "N h w", low=0, below="K")},
     "intensity.npy": {"": _spec("float32", "T N K", low=0)},
-    "account.npy": {"": _spec("float32", "I N A")},
+    "account.npy": {"": _spec("float32", "I W A")},
+    "accounted.npy": {"": _spec("int64", "W", low=0, below="N")},
     "pair_intensity.npy": {"": _spec("float32", "T P K")},
     "rivals.npy": {"": _spec("int32", "M R", low=0, below="M")},
     "confidence.npy": {"": _spec("float32", "T N Y", low=0)},

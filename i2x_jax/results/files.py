@@ -20,6 +20,8 @@ from i2x_jax.schema import check_json, strict_json
 CONFIG, METRICS = "config.json", "metrics.jsonl"
 CHECKPOINTS, EXPLANATION, TENSORBOARD = "checkpoints", "explanation.json", "tensorboard"
 LEDGER, ACCOUNT, RANKING = "ledger.npz", "account.npy", "ranking.npz"
+# The rows that the ledger is of, where it is not of all.
+ACCOUNTED = "accounted.npy"
 REFINEMENT, REFINEMENTS, REPAIRED = "refinement.json", "refinements", "repaired"
 CONTACT_SHEET, REPORT, TRUST = "contact_sheet.png", "report.html", "trust.json"
 # What is known of the files that images are read from, so that they need not be decoded to be known again.

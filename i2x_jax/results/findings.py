@@ -119,14 +119,24 @@ def warnings(explanation: Explanation, map_shape: tuple[int, int], completeness_
     return found
 
 
-def ledger(found: Mapping[str, np.ndarray], steps: Sequence[int]) -> list[tuple[str, str]]:
+def ledger(
+    found: Mapping[str, np.ndarray], steps: Sequence[int], accounted: int, samples: int
+) -> list[tuple[str, str]]:
     """What of the ledger is exact, what a convention, and what is not claimed: a heading and sentences each.
 
     Args:
       found: `residual`, `largest_logit` [T-1], `path_difference` [T-2] and `path_error` [T] of ledger.npz.
       steps: T of them.
+      accounted: images that the ledger is of.
+      samples: training images.
     """
-    return [_sums(found), _conventions(found["path_difference"], steps), ERRORS, NOT_CLAIMED]
+    some = (
+        "Whose account it is",
+        f"That of {accounted} of the {samples} training images, of each class as many, drawn; confidences beside it "
+        "are theirs.",
+    )
+    told = [_sums(found), _conventions(found["path_difference"], steps), ERRORS, NOT_CLAIMED]
+    return told if accounted == samples else [some, *told]
 
 
 ERRORS = (

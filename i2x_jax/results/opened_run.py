@@ -29,6 +29,7 @@ from i2x_jax.results.arrays import ARRAYS, read_array, read_arrays
 from i2x_jax.results.comparison import Compared
 from i2x_jax.results.files import (
     ACCOUNT,
+    ACCOUNTED,
     CHECKPOINTS,
     CONFIG,
     CONTACT_SHEET,
@@ -526,6 +527,7 @@ class Run:
             assignments=assignments,
             measure=measure,
             row=lambda: self._row_of("train", row),
+            path=lambda *asked_for: self._path(self.dataset.images[row], assignments, *asked_for),
         )
 
     def _confidence_of(self, row, label, measure):
@@ -541,6 +543,11 @@ class Run:
     def _seen_held_out(self, row, split):
         held = self.arrays(split)
         label = int(held["labels"][row])
+
+        def path(*asked_for):
+            pixels = getattr(self.splits, split).images[row]
+            return self._path(pixels, self._measure_anew(pixels, label)[0], *asked_for)
+
         seen = stories.Seen(
             split=split,
             image=row,
@@ -550,6 +557,7 @@ class Run:
             assignments=None,
             measure=lambda: self._measure_anew(getattr(self.splits, split).images[row], label)[1],
             row=lambda: self._row_of(split, row),
+            path=path,
         )
         try:
             pixels = getattr(self.splits, split).images[row]
@@ -571,6 +579,7 @@ class Run:
             assignments=assignments,
             measure=lambda: measured,
             row=lambda: None,
+            path=lambda *asked_for: self._path(pixels, assignments, *asked_for),
         )
 
     def _measure_anew(self, pixels, label=None):
@@ -590,6 +599,32 @@ class Run:
         with Checkpoints(self.path / CHECKPOINTS, read_only=True) as kept:
             checkpoints = (kept.restore_variables(int(step), like) for step in self.steps)
             return measure_image(model, checkpoints, pixels, label, assignments, self.config.explain)
+
+    def _path(self, pixels, assignments, toward, prototype):
+        """Evidence of an image `[H, W, C]` for weighted logits in its pixels, at the last checkpoint."""
+        from i2x_jax.devices.mesh import fetch
+        from i2x_jax.evidence.pixels import PixelEvidence, level_of, path_pixels
+
+        held = None
+        if prototype is not None:
+            held = assignments[None] == asked.whole(prototype, "the prototype", 0, len(self.explanation.prototypes) - 1)
+        images = np.asarray(pixels, np.float32)[None]
+        model, variables = self.model, self.variables(self.steps[-1])
+        try:
+            found = fetch(path_pixels(model, variables, level_of(images), images, toward[None], held))
+        except TypeError as error:
+            # A network of somebody's own, which may do with whole levels what cannot be done with floats.
+            raise InputError(
+                f"the network takes no images in floats ({str(error).splitlines()[0]}); allowed: `features` of uint8 "
+                "and of float32, 0 to 255; cast to float32 in it first"
+            ) from None
+        evidence, before, after = found[0][0], float(found[1][0]), float(found[2][0])
+        if held is None and before != after and not evidence.any():
+            raise InputError(
+                "no gradient reaches the pixels; allowed: `features` that can be differentiated by images in floats; "
+                "do not round them or cast them to whole numbers in it"
+            )
+        return PixelEvidence(evidence, before, after)
 
     def ledger(self, name: str, interval: tuple[int, int] | None = None) -> ClassLedger:
         """The ledger of a class: what moved the mean confidence in it, over its own training images (DESIGN 2.10).
@@ -626,9 +661,17 @@ class Run:
         found = self._with_ledger
         return tuple(self._class_ledger(label, found) for label in range(len(self.explanation.classes)))
 
+    @functools.cached_property
+    def accounted(self) -> np.ndarray:
+        """The training samples that the ledger is of, int64, ascending: all, unless `explain.ledger` is a number."""
+        if (self.path / ACCOUNTED).exists():
+            return np.array(self.array("accounted"))
+        return np.arange(len(self.array("labels")))
+
     def _class_ledger(self, label, found):
-        rows = np.flatnonzero(self.array("labels") == label)
-        count = max(len(rows), 1)
+        own = np.flatnonzero(self.array("labels")[self.accounted] == label)
+        rows = self.accounted[own]
+        count = max(len(own), 1)
         return account.class_ledger(
             label,
             self.explanation.classes,
@@ -636,7 +679,7 @@ class Run:
             found,
             self.rivals[label],
             self.own_confidence[:, rows].sum(1, dtype=np.float64) / count,
-            account.account_error(self.array("account")[:, rows]),
+            account.account_error(self.array("account")[:, own]),
             (self._area[rows] > 0).sum(0) / count,
         )
 
@@ -667,7 +710,7 @@ class Run:
         Raises:
           InputError: as `ledger`.
         """
-        counts = np.bincount(self.array("labels"), minlength=len(self.explanation.classes))
+        counts = np.bincount(self.array("labels")[self.accounted], minlength=len(self.explanation.classes))
         first, second = self._label(a), self._label(b)
         if not mutual(self.rivals, first, second):
             raise InputError(
@@ -689,8 +732,9 @@ class Run:
         self._refuse_without_ledger()
         if isinstance(image, (int, np.integer)) and split in SPLITS:
             _, row = self._find(image, split)
-            if split == "train":
-                return ImageAccount(self.steps, self.own_confidence[:, row], np.array(self.array("account")[:, row]))
+            place = np.searchsorted(self.accounted, row)
+            if split == "train" and place < len(self.accounted) and self.accounted[place] == row:
+                return ImageAccount(self.steps, self.own_confidence[:, row], np.array(self.array("account")[:, place]))
         story = self.story(image, split)
         label = self.explanation.classes.index(story.label or story.predicted)
         pixels = self.splits._asdict()[story.split].images[story.image] if story.split in SPLITS else image
@@ -860,9 +904,10 @@ class Run:
         return plots.pair_chart(self.told_apart(a, b), self.explanation.pair(a, b))
 
     def plot_image(self, image: "int | np.ndarray", split: str = "train") -> "Image.Image":
-        """An image beside its strongest prototypes, numbered, and below its saliency at every checkpoint, on one scale.
+        """An image beside its strongest prototypes, numbered, and the evidence in its pixels for what it is taken for.
 
-        Arguments and errors are those of `story`; it needs the model and the data.
+        Evidence is orange where it is for it and blue where it is against (`Story.pixels`). Below is its saliency at
+        every checkpoint, on one scale. Arguments and errors are those of `story`; it needs the model and the data.
         """
         from i2x_jax.results import plots
 
@@ -874,7 +919,7 @@ class Run:
             else (self._set(told.split).images[told.image])
         )
         numbers = [each.prototype for each in told.prototypes if each.share > 0]
-        return plots.image_picture(pixels, told.assignments, numbers, maps, self.model.places)
+        return plots.image_picture(pixels, told.assignments, numbers, maps, told.pixels().evidence, self.model.places)
 
     def to_frame(self, table: str) -> "pandas.DataFrame":
         """A table of the run as a pandas data frame, one row per record.

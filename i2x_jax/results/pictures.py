@@ -117,6 +117,22 @@ def overlaid(
     return Image.composite(Image.new("RGB", picture.size, HEAT), grey, mask)
 
 
+def tinted(picture: Image.Image, evidence: np.ndarray) -> Image.Image:
+    """A tile in pale grey under the evidence of its pixels: orange for it, blue against it, the more the more opaque.
+
+    Args:
+      picture: the tile.
+      evidence: signed, `[H, W]`; the largest is drawn in full. What is smaller than a pixel of the tile is averaged.
+    """
+    largest = np.abs(evidence).max()
+    share = Image.fromarray(np.float32(evidence / largest if largest > 0 else evidence))
+    share = np.asarray(share.resize(picture.size, Image.Resampling.BOX))
+    grey = np.float32(picture.convert("L"))[..., None] / 2 + 127
+    colour = np.where(share[..., None] > 0, HEAT, COLOURS[-1])
+    strength = np.abs(share)[..., None]
+    return Image.fromarray(np.uint8(np.round((1 - strength) * grey + strength * colour)))
+
+
 def outlined(
     picture: Image.Image,
     assignments: np.ndarray,

@@ -46,21 +46,28 @@ def prototype_picture(crops: Crops, images: np.ndarray, drawn: np.ndarray, place
 
 
 def image_picture(
-    pixels: np.ndarray, assignments: np.ndarray, prototypes: Sequence[int], maps: np.ndarray, places: Places
+    pixels: np.ndarray,
+    assignments: np.ndarray,
+    prototypes: Sequence[int],
+    maps: np.ndarray,
+    evidence: np.ndarray,
+    places: Places,
 ) -> Image.Image:
-    """The image beside its strongest prototypes, and below its saliency at every checkpoint, on one scale.
+    """The image beside its strongest prototypes and its pixels' evidence; below, saliency at every checkpoint.
 
     Args:
       pixels: uint8 `[H, W, C]`.
       assignments: int `[h, w]`.
       prototypes: those that are coloured, strongest first.
-      maps: saliency `[T, h, w]`.
+      maps: saliency `[T, h, w]`, drawn on one scale.
+      evidence: signed, `[H, W]`.
       places: of the locations of the map.
     """
     large = pictures.tile(pixels, pictures.tile_size(pixels.shape, LARGE))
     plain = pictures.tile(pixels, pictures.tile_size(pixels.shape, TILE))
     colours = prototypes[: len(pictures.COLOURS)]
-    beside = pictures.row_of([large, pictures.outlined(large, assignments, colours, places, pixels.shape)], GAP)
+    outlined = pictures.outlined(large, assignments, colours, places, pixels.shape)
+    beside = pictures.row_of([large, outlined, pictures.tinted(large, evidence)], GAP)
     overlays = [pictures.overlaid(plain, each, maps.max(), places, pixels.shape) for each in maps]
     return _stacked([beside, pictures.row_of(overlays, GAP)])
 

@@ -12,6 +12,7 @@ from i2x_jax.results import asked
 
 if TYPE_CHECKING:
     from i2x_jax.evidence.one_image import ImageEvidence
+    from i2x_jax.evidence.pixels import PixelEvidence
     from i2x_jax.models.places import Places
 
 # One static shape for every call, so that the program is compiled once.
@@ -70,6 +71,8 @@ class Seen(NamedTuple):
       assignments: int `[h, w]`, the prototype of every location; None as above.
       measure: measures the image, or raises `InputError` where the network is not at hand.
       row: looks up its index in the data that were handed over, or raises `InputError` where they are not at hand.
+      path: sends evidence down to the pixels, from weights `[M]` on the logits, and a prototype or None; raises as
+        `measure`.
     """
 
     split: str
@@ -80,6 +83,7 @@ class Seen(NamedTuple):
     assignments: np.ndarray | None
     measure: Callable[[], "ImageEvidence"]
     row: Callable[[], int | None]
+    path: Callable[[np.ndarray, int | None], "PixelEvidence"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +91,8 @@ class Story:
     """How the network came to see one image as it does.
 
     What needs the network is measured when it is first asked for, at all checkpoints (`contributions`, `bias`,
-    `logits`, `maps`, `why`); with an own model whose run was opened without it, that raises `InputError`.
+    `logits`, `maps`, `why`), or at the last (`pixels`); with an own model whose run was opened without it, that raises
+    `InputError`.
 
     Attributes:
       image: row in the arrays of its split; None for an image that was handed over.
@@ -165,11 +170,39 @@ class Story:
         Raises:
           InputError: an unknown class, or the network is not at hand.
         """
-        name = self.predicted if name is None else asked.one_of(str(name), "class", self.classes)
+        name = self.predicted if name is None else self._known(name)
         final = self.contributions[-1][:, self.classes.index(name)]
         present = np.array([each.prototype for each in self.prototypes], int)
         order = present[np.argsort(-abs(final[present]), kind="stable")]
         return tuple(Contribution(int(k), float(final[k])) for k in order)
+
+    def pixels(
+        self, name: str | None = None, against: str | None = None, prototype: int | None = None
+    ) -> "PixelEvidence":
+        """Evidence for a class sent down to the pixels, at the last checkpoint (DESIGN 2.4).
+
+        A location sees more than its place. So where pixels matter this says more than contributions do, at 16 forward
+        and backward passes of the image where those cost one forward pass; it is measured anew at each call.
+
+        Args:
+          name: of the class; None for the predicted one.
+          against: of another, whose logit is taken away; None for the logit as it is.
+          prototype: only what passes the places of this prototype; None for all places.
+
+        Returns:
+          Signed, in logits; all of it adds up to the logit less that of an image of this one's median level.
+
+        Raises:
+          InputError: an unknown class or prototype, or the network is not at hand, or takes no images in floats.
+        """
+        toward = np.zeros(len(self.classes), np.float32)
+        toward[self.classes.index(self.predicted if name is None else self._known(name))] = 1
+        if against is not None:
+            toward[self.classes.index(self._known(against))] -= 1
+        return self._seen.path(toward, prototype)
+
+    def _known(self, name):
+        return asked.one_of(str(name), "class", self.classes)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

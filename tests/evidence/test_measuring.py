@@ -8,7 +8,7 @@ import pytest
 from i2x_jax.config import InputError
 from i2x_jax.data.dataset import batches
 from i2x_jax.evidence import measuring, prototypes
-from i2x_jax.pipeline import measure
+from i2x_jax.pipeline import measure, summing
 from i2x_jax.training import loop as training
 from tests.helpers import (
     DEEP,
@@ -65,7 +65,7 @@ def measured(model=None, variables=None, batch_size=22, **settings):
                 measure.write_rows(target, place, values)
         measure.add(sums, jax.device_get(measure.batch_sums(found, None, batch.labels, batch.mask, 3)))
     counts = np.bincount(DATA.labels)[:, None, None]
-    mean, std = measure.moments_of(sums["contribution"], sums["contribution_square"], counts)
+    mean, std = summing.moments_of(sums["contribution"], sums["contribution_square"], counts)
     bias = np.asarray(measuring.batch_bias(model, variables))
     return Contributions(mean, std, bias, sums["largest_error"]), *rows
 

@@ -56,3 +56,21 @@ def test_measuring_costs_little_beside_a_forward_pass(base, tmp_path):
     products = 2 * sum(places * size for places, size in convolutions)
     assert 11 / 12 * products < found["forward_operations_per_image"] < products
     assert {"take", "account", "assign_locations", "class_sums"} <= set(found["programs"])
+    # The widest layer of 16 images, at least; one device has nobody to exchange anything with.
+    assert found["temporary_bytes"] >= found["forward_temporary_bytes"] > 16 * 28 * 28 * 32 * 4
+    assert (found["devices"], found["collectives"]) == (1, 0)
+
+
+def test_devices_exchange_sums_and_nothing_else(base, tmp_path):
+    path = tmp_path / "overhead.json"
+    arguments = ("--networks=cnn", "--checkpoints=4", "--prototypes=5", "--batch_size=16", f"--json={path}")
+    command = [sys.executable, "experiments/benchmarks/overhead.py", *arguments]
+    several = environment(base) | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=several)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())["networks"]["cnn"]["cpu"]
+    assert (found["devices"], found["batch_size"]) == (2, 16)
+    exchanges = {name for name, program in found["programs"].items() if program["collectives"]}
+    assert {"account", "class_sums"} <= exchanges
+    # A forward pass, and what is written by rows, needs nobody else's images.
+    assert not exchanges & {"features", "head", "assign_locations", "added"}

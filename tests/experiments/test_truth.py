@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from programs import ROOT, environment
 
-from experiments.benchmarks import truth_cues, truth_parts, truth_tables
+from experiments.benchmarks import truth_cues, truth_items, truth_parts, truth_tables
 from i2x_jax import parts
 from i2x_jax.models.places import Places, Span
 
@@ -102,6 +102,70 @@ class TestParts:
         assert truth_parts.figures(noise, drops, logits=False)["r2"] is None
 
 
+class TestItems:
+    labels = np.array([0, 0, 1])
+    kinds = np.array([[2, 6, 7, 3, 8], [2, 6, 7, 1, 9], [3, 5, 6, 2, 8]])
+
+    def test_the_first_three_are_kept_and_removed(self):
+        claim = np.array([[5, 4, 3, -9, 0], [0, 1, 2, 3, 4], [5, 4, 3, 2, 1]])
+        predicted = np.zeros((3, 32), int)
+        predicted[0, 0b11000] = 1  # without the class parts the first scene is something else
+        predicted[1, 0b11100] = 2  # and so is the second with only the last three
+        found = truth_items.preserved(claim, predicted)
+        assert found == {"kept": pytest.approx(2 / 3), "removed": pytest.approx(1 / 3)}
+
+    def test_what_is_on_the_neutral_shape_is_a_share_of_sizes(self):
+        claim = np.array([[1, -1, 1, -1, -4], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]])
+        assert truth_items.distracted(claim) == pytest.approx((0.5 + 0 + 0) / 3)
+
+    def test_cells_are_means_over_the_scenes_of_a_class(self):
+        values = np.arange(15.0).reshape(3, 5)
+        cells = truth_items.own_cells(values, self.labels)
+        np.testing.assert_allclose(cells[:2], [[2.5, 3.5, 4.5], [10, 11, 12]])
+        assert np.isnan(cells[2:]).all()
+        assert truth_items.own_table(values, 3 * values + 1, self.labels) == pytest.approx(1)
+        assert truth_items.own_table(values, -values, self.labels) == pytest.approx(-1)
+
+    def test_signs_are_those_of_items_of_one_class_alone(self):
+        # 0 is (2, 6, 7) and 1 is (3, 5, 6): 6 is of both, and 1, 8 and 9 of neither.
+        others = np.array([1, 1, 0])
+        signs = np.array([[1, 0, 1, -1, 0], [1, -1, 1, 1, 1], [1, 1, -1, -1, 1]])
+        assert truth_items.target_signs(signs, self.kinds, self.labels, others) == 1
+        assert truth_items.target_signs(-signs, self.kinds, self.labels, others) == 0
+
+    def test_pairs_are_right_where_the_prototype_stands_on_what_tells_them_apart(self):
+        labels = np.repeat(np.arange(10), 2)
+        kinds = np.concatenate([parts.CLASSES[labels], np.full((20, 2), 8)], 1)
+        # A prototype for each part: it stands on it, and speaks for the classes that have it.
+        on = kinds[:, None] == np.arange(8)[:, None]
+        owed = np.array([[part in each for each in parts.CLASSES] for part in range(8)])
+        owed = on.any(2)[..., None] * np.float64(owed)
+        assert truth_items.pairs_right(owed, on, kinds, labels) == 1
+        assert truth_items.pairs_right(owed, on & False, kinds, labels) == 0
+
+    def test_half_steps_lie_between_checkpoints(self):
+        steps = np.array([0, 1, 3, 7])
+        assert truth_items.half_step(np.array([0, 0, 1.0, 1.0]), steps) == pytest.approx(1.5)
+        assert truth_items.half_step(np.array([1, 0, 0.5, 1.0]), steps) == pytest.approx(2)
+        assert truth_items.half_step(np.array([1, 1, 1, 1.0]), steps) == 0
+        assert np.isnan(truth_items.half_step(np.array([0, 0, 0, -1.0]), steps))
+        courses = np.array([[0, 0], [0, 1.0], [0, 1.0], [1.0, 1.0]])
+        assert truth_items.dated(courses, courses, steps) == {"order": pytest.approx(1), "off": 0}
+        assert truth_items.dated(courses, courses[:, ::-1], steps)["order"] == pytest.approx(-1)
+
+    def test_a_late_part_is_absent_until_the_checkpoint_is_written(self, tmp_path):
+        scenes = parts.scenes("train", 3, 40)
+        part = truth_parts.late_part(3)
+        images = truth_parts.Late(scenes, part, tmp_path / "9")
+        rows = np.array([3, 1, 20])
+        assert (scenes.kinds[rows] == part).any()
+        before = images[rows]
+        (tmp_path / "9").mkdir()
+        np.testing.assert_array_equal(images[rows], parts.draw(scenes.take(rows)))
+        changed = (before != images[rows]).any((1, 2, 3))
+        np.testing.assert_array_equal(changed, (scenes.kinds[rows] == part).any(1))
+
+
 @pytest.mark.slow
 def test_small_cases_are_measured_once_and_told_in_tables(base, tmp_path):
     program = ROOT / "experiments/benchmarks/truth.py"
@@ -111,6 +175,7 @@ def test_small_cases_are_measured_once_and_told_in_tables(base, tmp_path):
         (cues, "digits, tag 0.98"),
         ((*cues[:1], "--measure=runs", *cues[2:5], *shared), "deletion in the pixels"),
         ((program, "--measure=parts", "--network=cnn", *shared), "cnn, seeds 3"),
+        ((program, "--measure=late", "--network=cnn", *shared), "cnn 3, corner, from step"),
     ):
         measure = arguments[1].partition("=")[2]
         for _ in range(2):

@@ -122,14 +122,16 @@ def test_group_ids_are_one_per_class_and_id():
     np.testing.assert_array_equal(mapping.group_ids(groups, labels, "global"), groups)
 
 
-@pytest.mark.parametrize("given", [0.0, 0.7])
-def test_ridge_groups_equals_sklearn(given):
+@pytest.mark.parametrize(("given", "count"), [(0.0, 12), (0.7, 12), (0.0, 2), (0.7, 2)])
+def test_ridge_groups_equals_sklearn(given, count):
+    """With fewer groups than prototypes too, where another system is solved."""
     dP, dY, *_ = planted()
-    groups = np.random.default_rng(1).integers(-2, 12, len(dP))
+    assert 2 < dP.shape[1] < 12
+    groups = np.random.default_rng(1).integers(-2, count, len(dP))
     beta, penalty = mapping.ridge_groups(dP.astype(np.float32), dY.astype(np.float32), groups, given)
-    pi = np.stack([dP[groups == g].mean(0) for g in range(12)])
-    changes = np.stack([dY[groups == g].mean(0) for g in range(12)])
-    assert penalty == pytest.approx(given or 1e-2 * np.trace(pi @ pi.T) / 12, rel=1e-5)
+    pi = np.stack([dP[groups == g].mean(0) for g in range(count)])
+    changes = np.stack([dY[groups == g].mean(0) for g in range(count)])
+    assert penalty == pytest.approx(given or 1e-2 * np.trace(pi @ pi.T) / count, rel=1e-5)
     expected = Ridge(alpha=penalty, fit_intercept=False).fit(pi, changes).coef_.T
     np.testing.assert_allclose(beta, expected, atol=1e-5)
 

@@ -196,6 +196,29 @@ def test_without_a_ledger(whole, tmp_path):
     assert (run.path / "assignments.npy").stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize("head", [plain_head, pytest.param(flat_head, marks=pytest.mark.slow)], ids=["linear", "flat"])
+def test_a_ledger_of_some_images(head, tmp_path):
+    """What it says of them is what a ledger of all says; the other files do not know of it."""
+    whole, some = (explain(tmp_path / str(wanted), head, ledger=wanted) for wanted in ("all", 50))
+    rows, labels = some.accounted, np.array(whole.array("labels"))
+    assert np.bincount(labels[rows]).tolist() == [6] * CLASSES
+    np.testing.assert_array_equal(some.array("account"), np.array(whole.array("account"))[:, rows])
+    both = np.float64(some.arrays("ledger")["seeing"]) + some.arrays("ledger")["weighing"]
+    for label in range(CLASSES):
+        expected = np.array(whole.array("account"))[:, rows[labels[rows] == label], :-1].mean(1)
+        np.testing.assert_allclose(both[:, label, :, label], expected, atol=1e-6)
+        (last,) = some.ledger(f"c{label}", interval=STEPS[1:]).intervals
+        own = some.own_confidence[:, rows[labels[rows] == label]].mean(1)
+        assert (last.before, last.after) == pytest.approx(own[1:], abs=1e-6)
+        assert sum(each.change for each in last.entries) + last.bias == pytest.approx(own[2] - own[1], abs=1e-5)
+    for name in ("intensity", "confidence", "assignments"):
+        np.testing.assert_array_equal(some.array(name), whole.array(name))
+    np.testing.assert_array_equal(some.arrays("contributions")["mean"], whole.arrays("contributions")["mean"])
+    other = int(np.setdiff1d(np.arange(len(labels)), rows)[0])
+    np.testing.assert_allclose(some.account(other).account, whole.account(other).account, atol=1e-5)
+    assert "48 of the" in (some.path / "report.html").read_text()
+
+
 def test_more_rivals_than_classes_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"explain\.rivals is 9; allowed: at most 8, the classes"):
         explain(tmp_path / "run", rivals=9)

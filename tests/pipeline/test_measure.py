@@ -15,7 +15,7 @@ from i2x_jax.config import InputError
 from i2x_jax.devices.mesh import replicate
 from i2x_jax.evidence import measuring
 from i2x_jax.pipeline import directory as run_directory
-from i2x_jax.pipeline import measure
+from i2x_jax.pipeline import measure, summing
 from i2x_jax.pipeline import prototypes as fit
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.results.files import STEPS as ALL_STEPS
@@ -114,7 +114,7 @@ MOMENTS = {
     "in the last block": (measure, "measure_batch", 4, 3),
     "before the sums of a block are written": (measure.os, "fsync", 3, 2),
     "before the sums are read": (measure, "write_sums", 1, 4),
-    "while the sums are written": (measure, "ledger_members", 1, 4),
+    "while the sums are written": (summing, "ledger_members", 1, 4),
     "while all is moved, at the first file": (run_directory.os, "replace", 2, 4),
     "while all is moved, at a later file": (run_directory.os, "replace", 6, 4),
     "when all has been moved": (run_directory.RunDirectory, "_move", 2, 4),

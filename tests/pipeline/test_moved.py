@@ -17,6 +17,7 @@ from i2x_jax.results.files import CHECKPOINTS, METRICS
 from i2x_jax.training import loop as training
 from i2x_jax.training.checkpoints import Checkpoints, choose_by_movement, movement, present_steps, select_steps
 from tests.helpers import assert_trees_equal, planted
+from tests.programs import kill_when, run, steps_printed
 
 # 24 steps of which 3 are kept, from 12 candidates; between some there is one to go on from.
 SETTINGS = {
@@ -165,6 +166,26 @@ def test_a_kept_checkpoint_that_was_moved_away_is_made_again_from_the_one_before
         assert line["loss"] == pytest.approx(wanted["loss"], rel=1e-6)
     shutil.copy(whole / METRICS, workdir / METRICS)
     assert differing(workdir, whole) == []
+
+
+@pytest.mark.slow
+def test_killed_twice_it_goes_on_and_ends_equal(base, tmp_path):
+    """SIGKILL, by which nothing is put in order: between two candidates, and when the last one has just appeared."""
+    settings = ("--config.train.checkpoints=moved", "--config.train.num_checkpoints=3", "--config.train.epochs=2")
+    asked = (*settings, "--stage=train")
+    run(base, tmp_path / "whole", *asked)
+    candidates = select_steps("moved", 3, int(Run(tmp_path / "whole").steps[-1]))
+    assert len(candidates) > 6
+    workdir, written = tmp_path / "run", []
+    for step in (candidates[4], candidates[-1]):
+        kill_when(base, workdir, (workdir / CHECKPOINTS / str(step)).exists, *asked)
+        written.append(present_steps(workdir / CHECKPOINTS))
+        assert not (workdir / "steps.npy").exists()
+    assert candidates[4] in written[0]
+    assert candidates[-1] not in written[0]
+    assert set(written[1]) == set(candidates)
+    assert steps_printed(run(base, workdir, *asked), "done") == ["train"]
+    assert differing(workdir, tmp_path / "whole") == []
 
 
 @pytest.mark.slow

@@ -356,8 +356,11 @@ class TestLedger:
     def test_without_a_linear_head_exact_is_not_said(self):
         arrays = {"residual": np.array([2e-7, 4e-6]), "largest_logit": np.array([1.0, 9.0])}
         arrays |= {"path_difference": np.array([0.123])}
-        near = str(findings.ledger(arrays | {"path_error": np.array([0, 0.05, 0.01])}, (0, 3, 9)))
-        far = str(findings.ledger(arrays | {"path_error": np.array([0, 0.06, 0.01])}, (0, 3, 9)))
+        near = str(findings.ledger(arrays | {"path_error": np.array([0, 0.05, 0.01])}, (0, 3, 9), 7, 7))
+        far = str(findings.ledger(arrays | {"path_error": np.array([0, 0.06, 0.01])}, (0, 3, 9), 7, 7))
+        some = findings.ledger(arrays | {"path_error": np.array([0, 0.05, 0.01])}, (0, 3, 9), 4, 7)
+        assert "4 of the 7 training images" in some[0][1]
+        assert str(some[1:]) == near
         assert "exact" in near
         assert "0.000004" in near
         assert "exact" not in far

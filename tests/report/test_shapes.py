@@ -84,6 +84,7 @@ def fake_run(shape, channels=1, prototypes=3, classes=2, count=12, checkpoints=3
             assignments=arrays["assignments"][row],
             measure=None,
             row=None,
+            path=None,
         )
         return story.tell(seen, names, np.arange(checkpoints), archives["curated"])
 

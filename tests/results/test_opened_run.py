@@ -71,6 +71,16 @@ class TestStory:
         grey = run.story(run.dataset.images[5][..., 0])
         np.testing.assert_array_equal(grey.contributions, own.contributions)
 
+    def test_an_image_of_ones_own_has_the_account_of_the_same_training_image(self, run, explained):
+        """Behind a linear head, and behind one that is followed along a path."""
+        for of in (run, explained):
+            row = next(row for row in range(9) if of.story(row).predicted == of.story(row).label)
+            own = of.account(of.dataset.images[row])
+            np.testing.assert_allclose(own.account, of.account(row).account, atol=1e-5)
+            np.testing.assert_allclose(own.confidence, of.account(row).confidence, **ROUNDING)
+        held = run.account(3, "test")
+        np.testing.assert_allclose(held.account.sum(1), np.diff(held.confidence), atol=1e-5)
+
     def test_rows_are_those_of_the_data_that_were_given(self, explained, data):
         splits = explained.splits
         found = set()
@@ -255,7 +265,7 @@ class TestPlots:
 
     def test_image(self, run):
         picture = run.plot_image(3)
-        assert picture.size == (max(2 * 224 + 6, len(run.steps) * 78 - 6), 224 + 6 + 72)
+        assert picture.size == (max(3 * 224 + 12, len(run.steps) * 78 - 6), 224 + 6 + 72)
         assert run.plot_image(run.dataset.images[3]).size == picture.size
 
     def test_pair(self, run):
