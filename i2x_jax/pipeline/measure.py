@@ -21,7 +21,7 @@ from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows, replicate, s
 from i2x_jax.evidence import measuring, prototypes
 from i2x_jax.explanation.analysis import choose_kept
 from i2x_jax.explanation.rivals import is_narrow
-from i2x_jax.models.model import Model, Variables
+from i2x_jax.models.model import Model, Tapped, Variables
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.results.files import CHECKPOINTS
 from i2x_jax.results.opened_run import Run
@@ -45,7 +45,7 @@ class Checkpoints(NamedTuple):
       model: the classifier.
       settings: what is measured.
       variables: from the number of a checkpoint, 0 to T-1, to its variables on the device.
-      blanks: T features `[1, h, w, d]` of the blank image.
+      blanks: what crosses the tap of the blank image, at T checkpoints.
       pca: of the feature vectors.
       centroids: `[K, D]`.
       rivals: int `[M, R]`, the classes that are kept of the samples of each class.
@@ -54,7 +54,7 @@ class Checkpoints(NamedTuple):
     model: Model
     settings: measuring.Measuring
     variables: Callable[[int], Variables]
-    blanks: list[jax.Array]
+    blanks: list[Tapped]
     pca: prototypes.Pca
     centroids: np.ndarray
     rivals: jax.Array
@@ -155,7 +155,7 @@ def prepare(work: Run, settings: measuring.Measuring, rivals: np.ndarray) -> Che
     found, model = work.arrays("prototypes"), work.model
     variables = variables_of(work)
     blank = replicate(measuring.blank_image(found["blank"], work.dataset.images.shape[1:]))
-    blanks = [measuring.batch_features(model, variables(t), blank) for t in range(len(work.steps))]
+    blanks = [measuring.batch_tapped(model, variables(t), blank) for t in range(len(work.steps))]
     pca = prototypes.pca_of(found)
     return Checkpoints(model, settings, variables, blanks, *replicate((pca, found["centroids"], rivals)))
 
@@ -282,15 +282,16 @@ def write_rows(target: np.ndarray, place: slice, values: jax.Array | list[jax.Ar
 
 def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[jax.Array], dict[str, jax.Array]]:
     """All checkpoints of one batch, the last one first: rows, whether each is finite, and sums; all on the device."""
-    model, settings, blanks = checkpoints.model, checkpoints.settings, checkpoints.blanks
+    model, settings = checkpoints.model, checkpoints.settings
+    blanks = [blank.features for blank in checkpoints.blanks]
     images, labels, mask = shard((batch.images, batch.labels, batch.mask))
     num_classes, num_kept = checkpoints.rivals.shape
     kept = None if num_kept == num_classes else checkpoints.rivals[labels]
     last = len(blanks) - 1
     # Each is asked for once: it may have to be read.
     variables = {last: checkpoints.variables(last)}
-    features = measuring.batch_features(model, variables[last], images)
-    places = measuring.assign_locations(checkpoints.pca, checkpoints.centroids, features)
+    tapped = measuring.batch_tapped(model, variables[last], images)
+    places = measuring.assign_locations(checkpoints.pca, checkpoints.centroids, tapped.features)
     taken, accounts = [None] * (last + 1), [None] * last
     sums: dict[str, jax.Array] = {}
 
@@ -300,8 +301,8 @@ def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[ja
     for t in reversed(range(last + 1)):
         if t < last:
             variables[t] = checkpoints.variables(t)
-            features = measuring.batch_features(model, variables[t], images)
-        taken[t] = measuring.take(model, settings, variables[t], features, labels, places, blanks[t], kept)
+            tapped = measuring.batch_tapped(model, variables[t], images)
+        taken[t] = measuring.take(model, settings, variables[t], tapped, labels, places, blanks[t], kept)
         if settings.ledger and t < last:
             accounts[t] = measuring.account(model, between(t, t + 1), places, labels, mask, kept)
         found = batch_sums(taken[t], accounts[t] if t < last else None, labels, mask, num_classes)
@@ -461,7 +462,7 @@ def blank_parts(checkpoints: Checkpoints, t: int) -> tuple[np.ndarray, np.ndarra
     Of one checkpoint. Computed by all processes, as everything on the device is.
     """
     model, variables = checkpoints.model, checkpoints.variables(t)
-    bias = measuring.batch_bias(model, variables)
+    bias = measuring.batch_bias(model, variables, checkpoints.blanks[t])
     return fetch((bias, measuring.blank_evidence(model, variables, checkpoints.blanks[t])))
 
 

@@ -545,7 +545,8 @@ class Run:
         # Opening the folder takes longer than reading a small network from it.
         with Checkpoints(self.path / CHECKPOINTS, read_only=True) as kept:
             checkpoints = (kept.restore_variables(int(step), like) for step in self.steps)
-            return measure_image(model, checkpoints, pixels, label, assignments, self.config.explain)
+            blank = self.arrays("prototypes")["blank"]
+            return measure_image(model, checkpoints, pixels, label, assignments, self.config.explain, blank)
 
     def ledger(self, name: str, interval: tuple[int, int] | None = None) -> ClassLedger:
         """The ledger of a class: what moved the mean confidence in it, over its own training images (DESIGN 2.10).
@@ -861,4 +862,7 @@ def model_of(config: Config, dataset: Dataset) -> "Model":
         tap=config.model.tap,
         dtype=config.model.dtype,
         allow_1x1=config.model.allow_1x1,
+        patch=config.model.patch,
+        depth=config.model.depth,
+        pool=config.model.pool,
     )
