@@ -230,7 +230,7 @@ class Implementation:
         problem, settings, (h, w, _) = self.problem, self.settings, self.model.feature_shape
         steps, count = len(problem.steps), len(problem.labels)
         variables = [self.run.variables(step) for step in problem.steps]
-        blank = replicate(measuring.blank_image(np.zeros(1), problem.images.shape[1:]))
+        blank = replicate(measuring.blank_image(np.zeros(1), problem.images))
         blanks = [measuring.batch_tapped(self.model, held, blank) for held in variables]
         checkpoints = stage_measure.Checkpoints(
             self.model,

@@ -65,7 +65,7 @@ def batch_evidence(model, variables, tapped, blank, labels):
 def evidence_of(run: Run) -> np.ndarray:
     """`batch_evidence` of the final model at every training location: `[n]`."""
     variables, found = run.variables(run.steps[-1]), []
-    empty = blank_image(run.arrays("prototypes")["blank"], run.dataset.images.shape[1:])
+    empty = blank_image(run.arrays("prototypes")["blank"], run.dataset.images)
     blank = batch_features(run.model, variables, empty)
     for batch in batches(run.dataset, run.config.explain.batch_size):
         tapped = batch_tapped(run.model, variables, batch.images)

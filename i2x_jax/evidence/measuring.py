@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from i2x_jax.data.source import Images
 from i2x_jax.devices.compilation import jit
 from i2x_jax.evidence import ledger, prototypes
 from i2x_jax.evidence.saliency import bias, contributions, saliency_maps
@@ -462,6 +463,11 @@ def batch_bias(model: Model, variables: Variables, blank: Tapped) -> jax.Array:
     return bias(model, variables, blank)
 
 
-def blank_image(mean: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """An image of one colour, uint8 `[1, H, W, C]`: the mean `[C]` of the training images, 0 to 255."""
-    return np.broadcast_to(np.round(mean).astype(np.uint8), (1, *image_shape)).copy()
+def blank_image(mean: np.ndarray, like: Images) -> np.ndarray:
+    """An image of one colour, `[1, H, W, C]`: the mean `[C]` of images, as they are levels or float32."""
+    return np.broadcast_to(in_type(mean, like.dtype), (1, *like.shape[1:])).copy()
+
+
+def in_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values of pixels in the type of the images: rounded, if they are levels."""
+    return (np.round(values) if np.issubdtype(dtype, np.integer) else np.asarray(values)).astype(dtype)

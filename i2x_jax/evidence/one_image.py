@@ -55,7 +55,7 @@ def measure_image(
       settings: `num_prototypes`, `cam` and `target` are used.
       blank: the colour `[C]` of the blank image, 0 to 255.
     """
-    both = np.concatenate([image[None], measuring.blank_image(blank, image.shape)])
+    both = np.concatenate([image[None], measuring.blank_image(blank, image[None])])
     labels, places = np.array([label], np.int32), np.array(assignments)[None]
     how = measuring.Measuring(settings.num_prototypes, settings.cam, settings.target)
     parts = [fetch(_evidence(model, how, variables, both, labels, places)) for variables in checkpoints]
@@ -129,7 +129,7 @@ def account_image(
       `seeing` and `weighing` float32 `[T-1, K, M]`, `bias` `[T-1, M]`.
     """
     settings, places = measuring.Measuring(num_prototypes), np.array(assignments)[None]
-    nobody, empty = np.zeros(1, np.int32), measuring.blank_image(blank, image.shape)
+    nobody, empty = np.zeros(1, np.int32), measuring.blank_image(blank, image[None])
     blanks = [measuring.batch_features(model, variables, empty) for variables in checkpoints]
     seen = [measuring.batch_tapped(model, variables, image[None]) for variables in checkpoints]
     ends = [

@@ -154,7 +154,7 @@ def prepare(work: Run, settings: measuring.Measuring, rivals: np.ndarray) -> Che
     """What all batches share, from the files of a run; `rivals` int `[M, R]`."""
     found, model = work.arrays("prototypes"), work.model
     variables = variables_of(work)
-    blank = replicate(measuring.blank_image(found["blank"], work.dataset.images.shape[1:]))
+    blank = replicate(measuring.blank_image(found["blank"], work.dataset.images))
     blanks = [measuring.batch_tapped(model, variables(t), blank) for t in range(len(work.steps))]
     pca = prototypes.pca_of(found)
     return Checkpoints(model, settings, variables, blanks, *replicate((pca, found["centroids"], rivals)))

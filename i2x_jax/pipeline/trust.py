@@ -122,7 +122,7 @@ def look(work: Run, variables: Any, dataset: Dataset, kept: np.ndarray | None = 
     """
     found, parts = work.arrays("prototypes"), []
     pca, centroids, empty = replicate(
-        (prototypes.pca_of(found), found["centroids"], blank_image(found["blank"], dataset.images.shape[1:]))
+        (prototypes.pca_of(found), found["centroids"], blank_image(found["blank"], dataset.images))
     )
     blank = batch_features(work.model, variables, empty)
     # What batches know their samples by, as rows of `kept`.

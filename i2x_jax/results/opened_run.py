@@ -398,7 +398,7 @@ class Run:
         assignments, final = self.array("assignments"), self.array("intensity")[-1]
         prototype = asked.whole(prototype, "the prototype", 0, final.shape[1] - 1)
         count = asked.whole(n, "the number of crops n", 1)
-        images = self.dataset.images
+        images = self.dataset.pictures
         variables = self.variables(self.steps[-1])
         side = crop_size(self.model, images.shape[1:])
         return stories.crops(
@@ -516,7 +516,7 @@ class Run:
         return seen._replace(intensity=measured.intensity, assignments=assignments, measure=lambda: measured)
 
     def _seen_own(self, image):
-        pixels = asked.pixels(image, self.dataset.images.shape[1:])
+        pixels = asked.pixels(image, self.dataset.images)
         assignments, measured = self._measure_anew(pixels)
         return stories.Seen(
             split="own",
@@ -644,7 +644,7 @@ class Run:
         story = self.story(image, split)
         label = self.explanation.classes.index(story.label or story.predicted)
         pixels = self.splits._asdict()[story.split].images[story.image] if story.split in SPLITS else image
-        parts = self._parts(asked.pixels(pixels, self.dataset.images.shape[1:]), story.assignments)
+        parts = self._parts(asked.pixels(pixels, self.dataset.images), story.assignments)
         both = np.concatenate([parts.seeing + parts.weighing, parts.bias[:, None]], axis=1)
         return ImageAccount(self.steps, np.asarray(story.confidence)[:, label], both[:, :, label])
 
@@ -795,7 +795,7 @@ class Run:
         from i2x_jax.results import plots
 
         crops = self.crops(prototype, n)
-        assignments, images = self.array("assignments"), self.dataset.images
+        assignments, images = self.array("assignments"), self.dataset.pictures
         if not len(crops.rows):
             raise InputError(f"no image has prototype {prototype}; allowed: one that occurs; choose another")
         members = np.flatnonzero((assignments == prototype).any((1, 2)))
@@ -818,9 +818,9 @@ class Run:
         told = self.story(image, split)
         maps = told.maps
         pixels = (
-            asked.pixels(image, self.dataset.images.shape[1:])
+            self.dataset.shown(asked.pixels(image, self.dataset.images))
             if told.image is None
-            else (getattr(self.splits, told.split).images[told.image])
+            else (getattr(self.splits, told.split).pictures[told.image])
         )
         numbers = [each.prototype for each in told.prototypes if each.share > 0]
         return plots.image_picture(pixels, told.assignments, numbers, maps, self.model.places)
