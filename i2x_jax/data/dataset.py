@@ -148,6 +148,11 @@ def checked(dataset: Dataset, name: str, like: Dataset | None = None) -> Dataset
         raise InputError(
             f"{name} is a {type(dataset).__name__}; allowed: an i2x_jax.Dataset; make one of images, labels and names"
         )
+    if dataset.labels is None:
+        raise InputError(
+            f"{name} has no labels; allowed: integers, one an image; without any, hand over the classes that the "
+            "network predicts at the end, set explain.target to 'predicted', and read accuracy as agreement with them"
+        )
     images, labels, names = by_rows(dataset.images), np.asarray(dataset.labels), tuple(dataset.class_names)
     display = checked_display(images, dataset.display, name)
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
