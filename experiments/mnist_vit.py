@@ -6,8 +6,8 @@
 so that the ledger is exact.
 
 Measured on 2 cores of an AMD EPYC behind some thirty other programs, 2026-11-26, revision 9837787: 71.69 % on test,
-training 15.6 min by the clock. On 1,996 of the images the ledger, of revision d3dbe46, misses no change of confidence by
-more than 8.2e-7 (3.3e-6 to 5.1e-6 are allowed). Explaining all of them, and refining, was not measured.
+training 15.6 min by the clock. On 1,996 of the images the ledger, of revision d3dbe46, misses no change of confidence
+by more than 8.2e-7 (3.3e-6 to 5.1e-6 are allowed). Explaining all of them, and refining, was not measured.
 
 MNIST must be prepared in --data_dir or TFDS_DATA_DIR (BUILD.md, "Data").
 """
