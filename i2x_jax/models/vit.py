@@ -164,7 +164,9 @@ class VisionTransformer(nnx.Module):
         own = Places(*[window(self.shape.patch, self.shape.patch)] * 2)
         if tap == "embed":
             return own
-        return Places(*(Span(span.start, span.stride, side) for span, side in zip(own, self.image_shape, strict=True)))
+        # So wide around any pixel, a field holds the whole image.
+        sides = [2 * side - 1 for side in self.image_shape]
+        return Places(*(Span(span.start, span.stride, side) for span, side in zip(own, sides, strict=True)))
 
 
 def vit(heads: int):

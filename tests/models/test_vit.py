@@ -74,7 +74,12 @@ def test_every_tap_splits_the_same_network(pool):
 def test_locations_lie_on_their_patches():
     embedded, mixed = tiny("mean", "embed").places, tiny("mean").places
     assert embedded == models.Places(models.Span(0.5, 2, 2), models.Span(0.5, 2, 2))
-    assert mixed == models.Places(models.Span(0.5, 2, 8), models.Span(0.5, 2, 8))
+    assert mixed == models.Places(models.Span(0.5, 2, 15), models.Span(0.5, 2, 15))
+    # From the first and the last location alike, all of the image is seen.
+    for place in (0, 3):
+        centre = 0.5 + 2 * place
+        assert centre - 15 / 2 <= -0.5
+        assert centre + 15 / 2 >= 7.5
 
 
 @pytest.mark.parametrize(
