@@ -65,6 +65,7 @@ class TestLinearHead:
     def test_another_head_is_not_taken_for_one(self, head):
         assert not tried(plain_features, head).linear_head
 
+    @pytest.mark.slow
     def test_half_precision_has_a_tolerance_of_its_own_and_sums_that_are_exact(self, tmp_path):
         half = [jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), held) for held in DRAWN]
         run = explained(i2x_jax.OwnModel(half_features, half_head), half, tmp_path / "run")
@@ -222,7 +223,7 @@ def kept_of(package):
     return [(step, Equinox(jax.random.key(step))) for step in (0, 5)]
 
 
-@pytest.mark.parametrize("package", ["nnx", pytest.param("linen", marks=pytest.mark.slow), "equinox"])
+@pytest.mark.parametrize("package", ["nnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linen", "equinox"))])
 def test_ten_lines_explain_a_network(package, tmp_path):
     explain = getattr(ten_lines, f"of_{package}")
     body = inspect.getsource(explain).split('"""')[2]
