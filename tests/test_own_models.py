@@ -223,7 +223,10 @@ def kept_of(package):
     return [(step, Equinox(jax.random.key(step))) for step in (0, 5)]
 
 
-@pytest.mark.parametrize("package", ["nnx", *(pytest.param(name, marks=pytest.mark.slow) for name in ("linen", "equinox"))])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("linen", "equinox")]
+
+
+@pytest.mark.parametrize("package", ["nnx", *SLOW])
 def test_ten_lines_explain_a_network(package, tmp_path):
     explain = getattr(ten_lines, f"of_{package}")
     body = inspect.getsource(explain).split('"""')[2]

@@ -32,6 +32,7 @@ TIMM = {
     "token": {},
 }
 AGREE = 1e-4
+SLOW_CAPTUM = pytest.param("mean_norm", "blocks.1", marks=pytest.mark.slow)
 
 
 @functools.cache
@@ -196,7 +197,7 @@ class TestPyTorch:
         found = np.asarray(jax.jit(ours.logits)(variables, images))
         assert np.abs(found - expected).max() < AGREE * np.abs(expected).max()
 
-    @pytest.mark.parametrize(("pool", "tap"), [("token", "blocks.0"), ("mean", "norm"), ("mean_norm", "blocks.1")])
+    @pytest.mark.parametrize(("pool", "tap"), [("token", "blocks.0"), ("mean", "norm"), SLOW_CAPTUM])
     def test_saliency_is_that_of_captum(self, pool, tap):
         """GradCAM over the patch tokens at the same place; of a class token, the token is none of them."""
         ours, variables, theirs, _ = self.both(pool, depth=2)
@@ -217,6 +218,7 @@ class TestPyTorch:
         assert np.abs(expected).max() > 1e-5
         assert np.abs(np.asarray(found) - expected).max() < AGREE * np.abs(expected).max()
 
+    @pytest.mark.slow
     def test_another_number_of_classes_keeps_the_drawn_classifier(self):
         _, variables, _, state = self.both("token", depth=2)
         few = models.create("vit_ti", num_classes=3, image_shape=(224, 224, 3), pool="token", depth=2)
