@@ -5,8 +5,8 @@
 The paper refined such a network by the pair 4/9: --config.refine.pair=4,9 asks for it.
 
 Images are enlarged to 107x107, the smallest that leave 5x5 locations at `mixed_6e`; at `mixed_7c`, the last stage,
-there would be 2x2. Behind `mixed_6e` the head is not linear: contributions are gradient x activation, and the summary
-says by how much they miss the logits.
+there would be 2x2. Behind `mixed_6e` the head is not linear: contributions are counted from the blank image, and the
+summary says by how much they missed the logits before that was spread over them.
 
 Time and accuracy: not yet measured here; a GPU is needed. On a CPU, with 4 channels instead of 32 in its
 first convolution, it learns digits enlarged to 75x75 by heart (tests/test_experiments.py).

@@ -13,11 +13,23 @@ if _TYPE_CHECKING:
     from i2x_jax.config import InputError
     from i2x_jax.data import parts
     from i2x_jax.data.dataset import Dataset
+    from i2x_jax.data.source import Display
     from i2x_jax.evidence.saliency import gradcam
     from i2x_jax.results.opened_run import Run
 
 __version__ = "0.2.0.dev0"
-__all__ = ("Dataset", "InputError", "OrbaxCheckpoints", "OwnModel", "Run", "explain", "gradcam", "parts", "train")
+__all__ = (
+    "Dataset",
+    "Display",
+    "InputError",
+    "OrbaxCheckpoints",
+    "OwnModel",
+    "Run",
+    "explain",
+    "gradcam",
+    "parts",
+    "train",
+)
 
 # The module that each public name lives in.
 _HOMES = {
@@ -27,6 +39,7 @@ _HOMES = {
     "OrbaxCheckpoints": "api",
     "Run": "results.opened_run",
     "Dataset": "data.dataset",
+    "Display": "data.source",
     "InputError": "config",
     "gradcam": "evidence.saliency",
     "parts": "data",

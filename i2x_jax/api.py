@@ -35,6 +35,7 @@ from i2x_jax.data.dataset import (
 from i2x_jax.devices.mesh import barrier, fetch, is_main, replicate
 from i2x_jax.evidence.geometry import by_cells, measured_places
 from i2x_jax.models.model import Model
+from i2x_jax.models.own import linear_head_of, nnx_functions, pooled
 from i2x_jax.models.places import Places
 from i2x_jax.pipeline import needs
 from i2x_jax.pipeline import stages as pipeline
@@ -46,8 +47,8 @@ from i2x_jax.results.files import CHECKPOINTS, steps_of
 from i2x_jax.results.opened_run import Run
 from i2x_jax.training.checkpoints import foreign_items, restore_foreign
 
-# Of a linear head against `head`: both are computed in float32, in another order.
-SAME_LOGITS = {"rtol": 1e-3, "atol": 1e-3}
+# Of a closed form against `head`, by the largest logit and the number type: another order of sums, and half precision.
+SAME_LOGITS, SAME_LOGITS_IN_HALF = 1e-4, 3e-2
 IMAGES_COMPARED = 32
 # Settings of the data that concern every network, those trained elsewhere too.
 ANY_NETWORK = ("validation", "plant", "plant_strength", "plant_size", "plant_place", "plant_seed")
@@ -57,15 +58,15 @@ IMAGES_PROBED = 3  # whose gradients tell what locations see
 
 @dataclasses.dataclass(frozen=True)
 class OwnModel:
-    """A classifier of one's own, cut in two; pure functions that JAX can trace, of Flax NNX, Linen or plain JAX.
+    """A classifier of one's own, cut in two; pure functions that JAX can trace, of NNX, Linen, Equinox or plain JAX.
 
-    Both see the network as it is used, not trained: dropout off, BatchNorm with its running averages.
+    Both see the network as it is used, not trained: dropout off, BatchNorm with its running averages. Whether the head
+    is a global average pool and a linear layer, behind which all is exact, is found out on images.
 
     Attributes:
-      features: `(variables, images) -> [B, h, w, d]`; images are uint8 `[B, H, W, C]`, 0 to 255: scaling is its part.
+      features: `(variables, images) -> [B, h, w, d]`; images are those of the data set: scaling is its part.
       head: `(variables, features) -> logits [B, M]`, each sample for itself.
-      linear_head: `variables -> (weights [d, M], bias [M])` where the head is a global average pool and a linear layer:
-        then nothing needs to be differentiated. It is held against `head`.
+      linear_head: `variables -> (weights [d, M], bias [M])` of such a head, held against `head`; it need not be given.
       receptive_field: side in pixels of what one location of the map depends on; crops are cut by it, up to half the
         image. 0 to have it measured, as its centre always is, by the gradient of `features`.
     """
@@ -74,6 +75,22 @@ class OwnModel:
     head: Callable[[Any, jax.Array], jax.Array]
     linear_head: Callable[[Any], tuple[jax.Array, jax.Array]] | None = None
     receptive_field: int = 0
+
+    @classmethod
+    def from_nnx(cls, net: Any, layer: str, images: np.ndarray) -> "OwnModel":
+        """A Flax NNX network cut behind one of its layers, by name.
+
+        Variables are then `nnx.state(net, nnx.Not(nnx.RngState))`: what is drawn at random is left out.
+
+        Args:
+          net: called with images it returns logits; it is left as it is.
+          layer: such as 'conv2' or 'blocks.3'; all that the logits depend on must pass through it, once.
+          images: a few, on which that is tried.
+
+        Raises:
+          InputError: no such layer, or one that is passed by.
+        """
+        return cls(*nnx_functions(net, layer, np.asarray(images)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +173,8 @@ def explain(
     _check_switches(trust=trust)
     settings = _settings(config)
     splits = _splits(dataset, held_out, settings, "explain")
+    if isinstance(model, Model) or settings.data.plant:
+        _check_levels(splits.train, "a network of this project" if isinstance(model, Model) else "data.plant")
     given = _checkpoints(checkpoints)
     like, digest = survey(given)
     own = _cut(model, like, splits.train, settings.model.allow_1x1)
@@ -165,9 +184,8 @@ def explain(
         check_trustable(own)
     if isinstance(model, OwnModel):
         check_promises(own, given[-1].load(), splits.train.images)
-    if own.linear_head:
-        _check_linear_head(own, given[-1].load(), splits.train)
     if isinstance(model, OwnModel):
+        own = _with_linear_head(own, given, splits.train, _tolerance(model, like, splits.train))
         own = _placed(own, given[-1].load(), splits.train, model.receptive_field)
     with _folder(workdir, lambda path: RunDirectory(path).complete("train")) as (path, temporary):
         run = _adopted(path, (settings, splits, own, like), given, digest, trust)
@@ -246,6 +264,7 @@ def train(
         )
     _check_switches(refine=refine, trust=trust)
     splits = _splits(dataset, held_out, settings, "train")
+    _check_levels(splits.train, "a network of this project")
     stages = ("train", "explain", "report", *(["refine"] if refine else []), *(["trust"] if trust else []))
     steps = steps_of(stages)
     with _folder(workdir, lambda path: (path / CHECKPOINTS).exists()) as (path, temporary):
@@ -300,6 +319,13 @@ def explain_repaired(run: Run, action: str, name: str, workdir: str | os.PathLik
     held_out = {split: each for split, each in run.splits.sets().items() if split != "train"}
     kept = [(last, run.variables(last)), (last + steps, repaired)]
     return explain(run.model, kept, run.dataset, settings, workdir, **held_out)
+
+
+def _check_levels(dataset, what):
+    if dataset.images.dtype != np.uint8:
+        raise InputError(
+            f"the images of dataset are {dataset.images.dtype} for {what}; allowed: uint8 of 0 to 255; convert them"
+        )
 
 
 def _check_switches(**given):
@@ -389,7 +415,7 @@ def _cut(model, like, dataset, allow_1x1):
     if not isinstance(model, (OwnModel, Model)):
         raise InputError(f"model is a {type(model).__name__}; allowed: an i2x_jax.OwnModel(features, head)")
     shape, classes = dataset.images.shape[1:], len(dataset.class_names)
-    batch = jax.ShapeDtypeStruct((2, *shape), jnp.uint8)
+    batch = jax.ShapeDtypeStruct((2, *shape), dataset.images.dtype)
     features = jax.eval_shape(model.features, like, batch)
     if not _is_batch(features, 4):
         raise InputError(
@@ -443,21 +469,45 @@ def _placed(model, variables, dataset, receptive_field):
     return dataclasses.replace(model, places=places)
 
 
-def _check_linear_head(model, variables, dataset):
-    """Raises `InputError` unless the closed form gives the logits of `head`."""
-    variables = replicate(variables)
-    features = model.features(variables, dataset.images[:IMAGES_COMPARED])
-    with jax.default_matmul_precision("highest"):
-        weights, bias = model.linear_head(variables)
-        d, classes = model.feature_shape[2], len(dataset.class_names)
+def _tolerance(model, like, dataset):
+    """How far logits may be from those of a closed form, by the largest, as the number types of the network have it."""
+    images = jax.ShapeDtypeStruct((2, *dataset.images.shape[1:]), dataset.images.dtype)
+    features = jax.eval_shape(model.features, like, images)
+    types = [each.dtype for each in (features, jax.eval_shape(model.head, like, features), *jax.tree.leaves(like))]
+    half = any(jnp.issubdtype(each, jnp.floating) and jnp.finfo(each).bits < 32 for each in types)
+    return SAME_LOGITS_IN_HALF if half else SAME_LOGITS
+
+
+def _with_linear_head(model, given, dataset, tolerance):
+    """The network with the closed form of its head, if it has one: that was given, or that images show.
+
+    In half precision the closed form also takes the place of the head: sums are then exact.
+
+    Raises:
+      InputError: one was given that does not give the logits of `head`.
+    """
+    closed = model.linear_head or linear_head_of(model.head, model.feature_shape)
+    d, classes = model.feature_shape[2], len(dataset.class_names)
+    for held in dict.fromkeys((given[0], given[-1])):
+        variables = replicate(held.load())
+        weights, bias = closed(variables)
         if weights.shape != (d, classes) or bias.shape != (classes,):
             raise InputError(
                 f"`linear_head` returned {list(weights.shape)} and {list(bias.shape)}; allowed: weights "
                 f"[{d}, {classes}] and bias [{classes}]; transpose them, or leave linear_head out"
             )
-        closed, logits = fetch((features.mean((1, 2)) @ weights + bias, model.head(variables, features)))
-    if not np.allclose(closed, logits, **SAME_LOGITS):
-        raise InputError(
-            f"`linear_head` misses the logits of `head` by up to {abs(closed - logits).max():.3g}; allowed: the same "
-            "logits; leave linear_head out if the head is not a mean over all locations and a linear layer"
-        )
+        features = model.features(variables, dataset.images[:IMAGES_COMPARED])
+        with jax.default_matmul_precision("highest"):
+            found, logits = fetch((pooled(closed)(variables, features), model.head(variables, features)))
+        missed = np.abs(found - logits).max()
+        if missed <= tolerance * np.abs(logits).max():
+            continue
+        if model.linear_head:
+            raise InputError(
+                f"`linear_head` misses the logits of `head` by up to {missed:.3g}; allowed: the same logits; leave "
+                "linear_head out, what the head is will be found out"
+            )
+        return model
+    return dataclasses.replace(
+        model, linear_head=closed, head=model.head if tolerance == SAME_LOGITS else pooled(closed)
+    )

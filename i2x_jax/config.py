@@ -168,7 +168,14 @@ class ModelConfig(_Group):
     _prefix = "model."
     name: str = _setting("cnn", "The network.")
     stem: str = _setting("imagenet", "How a ResNet begins: for large images or small.", choices=("imagenet", "cifar"))
-    width: int = _setting(32, "Channels of the first stage; 0 for the network's own number.", low=0)
+    width: int = _setting(32, "Channels of the first stage, or of a vit; 0 for the network's own number.", low=0)
+    patch: int = _setting(16, "The side in pixels of the patches of a vit.", low=1)
+    depth: int = _setting(0, "The blocks of a vit; 0 for its own 12.", low=0)
+    pool: str = _setting(
+        "mean",
+        "How a vit ends: a mean over the patches behind the last norm, or before a norm, or a class token.",
+        choices=("mean", "mean_norm", "token"),
+    )
     tap: str = _setting("", "The stage whose feature map is explained; '' for the last.")
     dtype: str = _setting("float32", "What the network computes in.", choices=("float32", "bfloat16"))
     init_from: str = _setting(

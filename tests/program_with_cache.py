@@ -34,7 +34,7 @@ def results():
             model,
             measuring.Measuring(3),
             held,
-            measuring.batch_features(model, held, data.images),
+            measuring.batch_tapped(model, held, data.images),
             data.labels,
             places,
             blank,

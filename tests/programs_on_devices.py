@@ -15,6 +15,7 @@ from i2x_jax import models
 from i2x_jax.data import dataset as data
 from i2x_jax.devices import mesh as distributed
 from i2x_jax.evidence import measuring, prototypes
+from i2x_jax.models import Tapped
 from i2x_jax.pipeline import measure, rank, summing
 from i2x_jax.pipeline import prototypes as stage_prototypes
 from i2x_jax.training import loop as training
@@ -62,7 +63,9 @@ def measured(model, variables, dataset, rng):
     shared = pca, rng.normal(size=(PROTOTYPES, 4)), rng.uniform(0, 1, (1, h, w, d))
     pca, centroids, blank = distributed.replicate(jax.tree.map(np.float32, shared))
     rivals = distributed.replicate(np.tile(np.arange(classes, dtype=np.int32), (classes, 1)))
-    checkpoints = measure.Checkpoints(model, MEASURING, held.__getitem__, [blank, blank + 0.1], pca, centroids, rivals)
+    checkpoints = measure.Checkpoints(
+        model, MEASURING, held.__getitem__, [Tapped(blank), Tapped(blank + 0.1)], pca, centroids, rivals
+    )
     rows = measure.Rows(
         assignments=np.full((count, h * w), np.nan, np.float32),
         intensity=np.full((2, count, PROTOTYPES), np.nan, np.float32),
@@ -74,9 +77,9 @@ def measured(model, variables, dataset, rng):
     # All of them: of batches that nobody waits for, some are read ahead and some are not.
     first, *_ = data.batches(dataset, BATCH, distributed.own_rows_of(BATCH))
     images, labels = distributed.shard_own(first.images, BATCH), distributed.shard(first.labels)
-    features = measuring.batch_features(model, held[1], images)
-    places = measuring.assign_locations(pca, centroids, features)
-    batch = measuring.take(model, MEASURING, held[1], features, labels, places, blank)
+    tapped = measuring.batch_tapped(model, held[1], images)
+    places = measuring.assign_locations(pca, centroids, tapped.features)
+    batch = measuring.take(model, MEASURING, held[1], tapped, labels, places, blank)
     counts = np.maximum(np.bincount(dataset.labels, minlength=classes), 1)[:, None, None]
     mean, std = summing.moments_of(sums["contribution 0"], sums["contribution_square 0"], counts)
     return {

@@ -309,6 +309,7 @@ HOSTILE = {
     "no channels": ({"dataset": lambda d: d._replace(images=d.images[..., 0])}, "uint8 [150, 8, 8]; allowed: uint8"),
     "two channels": ({"dataset": lambda d: d._replace(images=d.images.repeat(2, -1))}, "with 1 or 3 channels"),
     "no images": ({"dataset": lambda d: d.take(np.arange(0))}, "uint8 [0, 8, 8, 1]"),
+    "no labels": ({"dataset": lambda d: d._replace(labels=None)}, "has no labels; allowed: integers, one an image"),
     "labels too few": ({"dataset": labelled(np.zeros(149, int))}, "labels of dataset are int64 [149]"),
     "labels one-hot": ({"dataset": labelled(np.zeros((150, 3), int))}, "int64 [150, 3]; allowed: integers [150]"),
     "labels as floats": ({"dataset": labelled(np.zeros(150))}, "labels of dataset are float64 [150]"),

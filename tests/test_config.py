@@ -150,6 +150,8 @@ def test_floats_must_be_finite(key, value):
         ("data.plant_seed", 2**31 - 1, 2**31),
         ("model.width", 0, -1),
         ("train.epochs", 1, 0),
+        ("model.patch", 1, 0),
+        ("model.depth", 0, -1),
         ("train.batch_size", 1, 0),
         ("train.learning_rate", 1e-300, 0.0),
         ("train.weight_decay", 0.0, -1e-9),

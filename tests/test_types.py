@@ -64,6 +64,7 @@ def test_only_what_is_public_is_listed():
     names = [name for name in dir(i2x_jax) if not name.startswith("__")]
     assert names == [
         "Dataset",
+        "Display",
         "InputError",
         "OrbaxCheckpoints",
         "OwnModel",

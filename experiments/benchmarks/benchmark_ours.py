@@ -95,13 +95,13 @@ class Implementation:
     def _taken(self, batch, assignments):
         """What the checkpoint that is loaded takes from a batch; without a ledger the blank image does not matter."""
         images, labels, places = shard((batch.images, batch.labels, assignments))
-        features = measuring.batch_features(self.model, self.variables, images)
+        tapped = measuring.batch_tapped(self.model, self.variables, images)
         blank = np.zeros((1, *self.model.feature_shape), np.float32)
         return measuring.take(
             self.model,
             self._measuring(ledger=False),
             self.variables,
-            features,
+            tapped,
             labels,
             places.reshape(-1, *self.model.feature_shape[:2]),
             blank,
@@ -230,8 +230,8 @@ class Implementation:
         problem, settings, (h, w, _) = self.problem, self.settings, self.model.feature_shape
         steps, count = len(problem.steps), len(problem.labels)
         variables = [self.run.variables(step) for step in problem.steps]
-        blank = replicate(measuring.blank_image(np.zeros(1), problem.images.shape[1:]))
-        blanks = [measuring.batch_features(self.model, held, blank) for held in variables]
+        blank = replicate(measuring.blank_image(np.zeros(1), problem.images))
+        blanks = [measuring.batch_tapped(self.model, held, blank) for held in variables]
         checkpoints = stage_measure.Checkpoints(
             self.model,
             self._measuring(ledger),

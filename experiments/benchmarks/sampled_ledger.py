@@ -35,7 +35,7 @@ from i2x_jax import Run
 from i2x_jax.config import InputError, to_dict
 from i2x_jax.data.dataset import batches
 from i2x_jax.devices.mesh import fetch
-from i2x_jax.evidence.measuring import batch_features
+from i2x_jax.evidence.measuring import batch_features, batch_tapped, blank_image
 from i2x_jax.evidence.saliency import contributions
 from i2x_jax.explanation.trust import adjusted_rand
 from i2x_jax.results.comparison import Side, compare
@@ -55,9 +55,9 @@ _JSON = flags.DEFINE_string("json", None, "The file that the figures are written
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def batch_evidence(model, variables, features, labels):
+def batch_evidence(model, variables, tapped, blank, labels):
     """Absolute contribution of each location to its label's logit less the mean over classes: `[B, h, w]`."""
-    found = contributions(model, variables, features)
+    found = contributions(model, variables, tapped, blank)
     own = jax.numpy.take_along_axis(found, labels[:, None, None, None], -1)[..., 0]
     return abs(own - found.mean(-1))
 
@@ -65,9 +65,11 @@ def batch_evidence(model, variables, features, labels):
 def evidence_of(run: Run) -> np.ndarray:
     """`batch_evidence` of the final model at every training location: `[n]`."""
     variables, found = run.variables(run.steps[-1]), []
+    empty = blank_image(run.arrays("prototypes")["blank"], run.dataset.images)
+    blank = batch_features(run.model, variables, empty)
     for batch in batches(run.dataset, run.config.explain.batch_size):
-        features = batch_features(run.model, variables, batch.images)
-        found.append(fetch(batch_evidence(run.model, variables, features, batch.labels)))
+        tapped = batch_tapped(run.model, variables, batch.images)
+        found.append(fetch(batch_evidence(run.model, variables, tapped, blank, batch.labels)))
     return np.concatenate(found)[: len(run.dataset.labels)].ravel()
 
 

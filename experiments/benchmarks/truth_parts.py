@@ -42,6 +42,7 @@ from i2x_jax.evidence.pixels import level_of, path_pixels
 from i2x_jax.evidence.prototypes import pca_of
 from i2x_jax.evidence.saliency import contributions, saliency_maps
 from i2x_jax.explanation import trust
+from i2x_jax.models import Tapped
 from i2x_jax.pipeline.train import checkpoint_steps
 from i2x_jax.results.files import CHECKPOINTS
 
@@ -129,7 +130,7 @@ def slope(model, variables, images, toward):
 @functools.partial(jax.jit, static_argnames=("model", "cam"))
 def maps_of(model, variables, features, toward, label, second, cam):
     """Contributions of the locations `[B, h, w]` to the weighted logits, and saliency maps; `second` -1 for a logit."""
-    owed = (contributions(model, variables, features) * toward[:, None, None]).sum(-1)
+    owed = (contributions(model, variables, Tapped(features), None) * toward[:, None, None]).sum(-1)
     plain = saliency_maps(model, variables, features, label, cam=cam)
     signed = saliency_maps(model, variables, features, label, against=jnp.maximum(second, 0), cam=cam)
     return owed, jnp.where((second >= 0)[:, None, None], signed, plain)

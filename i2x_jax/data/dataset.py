@@ -10,7 +10,7 @@ import numpy as np
 from i2x_jax.config import InputError
 from i2x_jax.data import folders, reading
 from i2x_jax.data.pictures import AS_IT_IS, Reading, prepared_array
-from i2x_jax.data.source import Images, blocks, by_rows, chosen, digests, files_of, read_ahead
+from i2x_jax.data.source import Display, Images, Shown, blocks, by_rows, chosen, digests, files_of, read_ahead
 from i2x_jax.data.sources import EMBEDDED, generated, memory_budget, read_tfds
 
 # Where a set has no test split of its own it is drawn once, the same for every seed of a run.
@@ -25,17 +25,29 @@ class Dataset(NamedTuple):
     """Labelled images.
 
     Attributes:
-      images: uint8 `[N, H, W, C]`, 0 to 255: an array, or anything else that is read by rows (`source.Images`).
+      images: uint8 `[N, H, W, C]`, 0 to 255, or for a network of one's own float32 with any number of channels: an
+        array, or anything else that is read by rows (`source.Images`).
       labels: int32 `[N]`, an index into `class_names`.
       class_names: M names.
       rows: int64 `[N]`, the index that each sample had in the data set that this one was taken from; None where it is
         whole. Kept by the program: what a user sets is not looked at.
+      display: how images are shown that are not uint8 of 1 or 3 channels, else None.
     """
 
     images: Images
     labels: np.ndarray
     class_names: tuple[str, ...]
     rows: np.ndarray | None = None
+    display: Display | None = None
+
+    @property
+    def pictures(self) -> Images:
+        """The images as they are shown: uint8 of 1 or 3 channels."""
+        return self.images if self.display is None else Shown(self.images, self.display)
+
+    def shown(self, image: np.ndarray) -> np.ndarray:
+        """One image `[H, W, C]` as these are shown."""
+        return self._replace(images=image[None]).pictures[0]
 
     def take(self, indices: np.ndarray) -> "Dataset":
         """The samples at `indices`, in that order; `rows` remember where they stood in the first data set."""
@@ -167,12 +179,13 @@ def checked(dataset: Dataset, name: str, like: Dataset | None = None) -> Dataset
         raise InputError(
             f"{name} is a {type(dataset).__name__}; allowed: an i2x_jax.Dataset; make one of images, labels and names"
         )
-    images, labels, names = by_rows(dataset.images), np.asarray(dataset.labels), tuple(dataset.class_names)
-    if images.dtype != np.uint8 or len(images.shape) != 4 or 0 in images.shape or images.shape[3] not in (1, 3):
+    if dataset.labels is None:
         raise InputError(
-            f"the images of {name} are {images.dtype} {list(images.shape)}; allowed: uint8 [N, H, W, C] of 0 to 255, "
-            "with 1 or 3 channels; convert them"
+            f"{name} has no labels; allowed: integers, one an image; without any, hand over the classes that the "
+            "network predicts at the end, set explain.target to 'predicted', and read accuracy as agreement with them"
         )
+    images, labels, names = by_rows(dataset.images), np.asarray(dataset.labels), tuple(dataset.class_names)
+    display = checked_display(images, dataset.display, name)
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         raise InputError(
             f"the labels of {name} are {labels.dtype} {list(labels.shape)}; allowed: integers [{images.shape[0]}], one "
@@ -191,7 +204,31 @@ def checked(dataset: Dataset, name: str, like: Dataset | None = None) -> Dataset
             f"{name} has images of {list(images.shape[1:])} and classes {names!r}; allowed: those of the dataset, "
             f"{list(like.images.shape[1:])} and {like.class_names!r}"
         )
-    return Dataset(images, labels.astype(np.int32), names)
+    return Dataset(images, labels.astype(np.int32), names, display=display)
+
+
+def checked_display(images: Images, display: Display | None, name: str) -> Display | None:
+    """How the images of a caller are shown, or `InputError` for images or a display that cannot be used."""
+    if images.dtype not in (np.uint8, np.float32) or len(images.shape) != 4 or 0 in images.shape:
+        raise InputError(
+            f"the images of {name} are {images.dtype} {list(images.shape)}; allowed: uint8 [N, H, W, C] of 0 to 255, "
+            "with 1 or 3 channels, or float32 or other channels with a display; convert them"
+        )
+    if display is None:
+        if images.dtype == np.uint8 and images.shape[3] in (1, 3):
+            return None
+        raise InputError(
+            f"the images of {name} are {images.dtype} {list(images.shape)}; allowed without a display: uint8 with 1 or "
+            "3 channels; set Dataset.display, such as i2x_jax.Display(channels=(2, 1, 0), low=0.0, high=1.0)"
+        )
+    channels, low, high = display
+    known = all(isinstance(each, (int, np.integer)) and 0 <= each < images.shape[3] for each in channels)
+    if len(channels) not in (1, 3) or not known or not -np.inf < low < high < np.inf:
+        raise InputError(
+            f"the display of {name} is {display}; allowed: 1 or 3 of the channels 0 to {images.shape[3] - 1}, and low "
+            "below high; set Dataset.display"
+        )
+    return Display(tuple(map(int, channels)), float(low), float(high))
 
 
 def check_classes(splits: Splits) -> None:

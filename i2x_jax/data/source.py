@@ -8,7 +8,7 @@ import collections
 import concurrent.futures
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Images(Protocol):
 
     @property
     def dtype(self) -> np.dtype:
-        """Of what is read: uint8, 0 to 255."""
+        """Of what is read: uint8, 0 to 255; or float32."""
         ...
 
     def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
@@ -56,6 +56,34 @@ class Chosen:
     def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
         """See `Images`."""
         return self._images[self._rows[rows]]
+
+
+class Display(NamedTuple):
+    """How images that are no levels of grey or colour are shown.
+
+    Attributes:
+      channels: one channel, or three that stand for red, green and blue, by their numbers.
+      low: the value that is shown black.
+      high: the value that is shown white.
+    """
+
+    channels: tuple[int, ...] = (0,)
+    low: float = 0.0
+    high: float = 1.0
+
+
+class Shown:
+    """Images as they are displayed, uint8 of 1 or 3 channels; made while they are read."""
+
+    def __init__(self, images: Images, display: Display):
+        self._images, self._display = images, display
+        self.shape, self.dtype = (*images.shape[:3], len(display.channels)), np.dtype(np.uint8)
+
+    def __getitem__(self, rows: np.ndarray | slice | int) -> np.ndarray:
+        """See `Images`."""
+        channels, low, high = self._display
+        levels = (np.float32(self._images[rows][..., list(channels)]) - low) / (high - low)
+        return np.round(255 * np.clip(levels, 0, 1)).astype(np.uint8)
 
 
 def by_rows(images: Any) -> Images:

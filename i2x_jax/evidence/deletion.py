@@ -7,8 +7,9 @@ import numpy as np
 
 from i2x_jax.devices.compilation import jit
 from i2x_jax.evidence.geometry import cell_edges
+from i2x_jax.evidence.measuring import in_type
 from i2x_jax.evidence.saliency import contributions, saliency_maps
-from i2x_jax.models.model import Model, Variables
+from i2x_jax.models.model import Model, Tapped, Variables
 from i2x_jax.models.places import Places
 
 # What is put where something is taken away: nothing, the mean colour, the image itself blurred, another image.
@@ -47,23 +48,23 @@ def pixel_prototypes(assignments: np.ndarray, places: Places, image_shape: tuple
 
 
 def filling(images: np.ndarray, fill: str, colour: np.ndarray) -> np.ndarray:
-    """What is put into images where something is taken away: uint8 `[n, H, W, C]`.
+    """What is put into images where something is taken away, of their shape and type.
 
     Args:
-      images: uint8 `[n, H, W, C]`.
+      images: `[n, H, W, C]`.
       fill: of `FILLS`; 'other' is the image half of them farther on, itself where there is one alone.
-      colour: `[C]`, the mean colour, 0 to 255.
+      colour: `[C]`, the mean colour.
     """
     if fill == "black":
         return np.zeros_like(images)
     if fill == "mean":
-        return np.broadcast_to(np.round(colour).astype(np.uint8), images.shape)
+        return np.broadcast_to(in_type(colour, images.dtype), images.shape)
     if fill == "other":
         return np.roll(images, -(len(images) // 2), axis=0)
     from scipy.ndimage import gaussian_filter
 
     wide = BLUR * min(images.shape[1:3])
-    return np.round(gaussian_filter(images.astype(np.float32), (0, wide, wide, 0))).astype(np.uint8)
+    return in_type(gaussian_filter(images.astype(np.float32), (0, wide, wide, 0)), images.dtype)
 
 
 def deleted(images: np.ndarray, gone: np.ndarray, put: np.ndarray) -> np.ndarray:
@@ -86,27 +87,28 @@ def by_prototype(values: np.ndarray, of: np.ndarray, num_prototypes: int) -> np.
 
 
 @functools.partial(jit, inference=True, static_argnames="model")
-def logits_of(model: Model, variables: Variables, features: jax.Array) -> jax.Array:
-    """Logits float32 `[B, M]` of features, jitted."""
+def logits_of(model: Model, variables: Variables, tapped: Tapped) -> jax.Array:
+    """Logits float32 `[B, M]` of what crosses the tap, jitted."""
     with jax.default_matmul_precision("highest"):
-        return model.head(variables, features)
+        return model.logits_of(variables, tapped)
 
 
 @functools.partial(jit, inference=True, static_argnames=("model", "cam"))
 def owed(
-    model: Model, variables: Variables, features: jax.Array, kept: jax.Array, cam: str
+    model: Model, variables: Variables, tapped: Tapped, blank: jax.Array, kept: jax.Array, cam: str
 ) -> tuple[jax.Array, jax.Array]:
     """What the logits of some classes owe to each location, and saliency of the first of them.
 
     Args:
       model: the classifier.
       variables: of it.
-      features: `[B, h, w, d]`.
+      tapped: of a batch.
+      blank: `[1, h, w, d]`, features of the blank image.
       kept: int `[B, R]`, the classes.
       cam: one of `saliency.RULES`.
 
     Returns:
       `[B, h, w, R]` and `[B, h, w]`, in logits.
     """
-    maps = saliency_maps(model, variables, features, kept[:, 0], cam=cam)
-    return contributions(model, variables, features, kept), maps
+    maps = saliency_maps(model, variables, tapped.features, kept[:, 0], cam=cam, beside=tapped.beside)
+    return contributions(model, variables, tapped, blank, kept), maps

@@ -15,7 +15,7 @@ from i2x_jax.models.places import Places, Span
 # Locations at either end of an axis whose gradient is taken. There the far side of a field is cut last, and two fields
 # that are not cut there give the stride.
 PROBED = 3
-NOISE = ((0, 255), (0, 64), (192, 255))  # levels; what is closed to one may be open to another
+NOISE = ((0, 1), (0, 0.25), (0.75, 1))  # shares of the range of levels; what is closed to one may be open to another
 # Pixels are added in multiples of this, so that strides of 2, 3 and their products still meet the border as before:
 # padding that depends on what is left over by a stride ('SAME') stays the same.
 ADDED = 96
@@ -131,9 +131,9 @@ def measured_places(
     attention, no gradient at all), the axis is taken `by_cells`.
 
     Args:
-      features: `(variables, float images [B, H, W, C], 0 to 255) -> [B, h, w, d]`.
+      features: `(variables, float images [B, H, W, C]) -> [B, h, w, d]`.
       variables: which leave some ReLU open on any path: best those of the last checkpoint.
-      images: uint8 `[n, H, W, C]`, a few of those that the network is used on; noise is looked at beside them.
+      images: `[n, H, W, C]`, a few of those that the network is used on; noise is looked at beside them.
     """
     variables = jax.device_put(variables)
 
@@ -210,5 +210,6 @@ def _probes(images, axis, added):
     """Float images `[n, H, W, C]`, repeated along an axis until so many pixels are added, and noise of their shape."""
     larger = np.pad(images, [(0, added * (place == axis + 1)) for place in range(4)], mode="wrap").astype(np.float32)
     rng = np.random.default_rng(0)
-    noise = [rng.uniform(low, high, larger.shape[1:]) for low, high in NOISE]
+    least, most = (0, 255) if images.dtype == np.uint8 else (images.min(), images.max())
+    noise = [least + (most - least) * rng.uniform(low, high, larger.shape[1:]) for low, high in NOISE]
     return np.concatenate([larger, np.float32(noise)])

@@ -109,6 +109,14 @@ def directions(kept: Kept) -> jax.Array:
     return jnp.concatenate([classes, kept.mean[None]])
 
 
+def toward(head: Callable, features: jax.Array, classes: jax.Array | None) -> jax.Array | None:
+    """Weights `[R, B, M]` on the logits of a head that give those of some classes int `[B, R]`; None for all."""
+    if classes is None:
+        return None
+    logits = jax.eval_shape(head, features)
+    return jax.nn.one_hot(classes.T, logits.shape[1], dtype=logits.dtype)
+
+
 def linear_parts(before: End, after: End) -> Parts:
     """Parts of the change of logits between two ends of an interval (DESIGN 2.10); their sum is exact.
 

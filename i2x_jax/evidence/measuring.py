@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from i2x_jax.data.source import Images
 from i2x_jax.devices.compilation import jit
 from i2x_jax.evidence import ledger, prototypes
 from i2x_jax.evidence.saliency import bias, contributions, saliency_maps
-from i2x_jax.models.model import Model, Variables
+from i2x_jax.models.model import Model, Tapped, Variables
 
 # Logits smaller than this are no scale for an error.
 LEAST_LOGIT = 1e-6
@@ -31,8 +32,8 @@ class Measuring(NamedTuple):
       cam: one of `saliency.RULES`; with a pair one of `config.SIGNED_CAMS`.
       target: 'label' or 'predicted', the logit that saliency explains.
       pair: two classes whose margin's signed intensity is measured too (DESIGN 2.8), as labels; () for none.
-      ledger: whether changes of confidence are accounted for; behind a head that is not linear that takes 48 M backward
-        passes of the head a checkpoint, all else M + 1.
+      ledger: whether changes of confidence are accounted for; behind a head that is not linear that takes 32 M backward
+        passes of the head a checkpoint, all else 16 M + 1.
       narrow: whether confidences are those in the kept classes, and the sum of the others.
     """
 
@@ -78,7 +79,7 @@ class End(NamedTuple):
       own: `[B, K, M]`, evidence under the checkpoint's own head, which adds up with `start` to the logits.
       start: `[B or 1, M]`, what belongs to no place.
       sums: `[B, K, d]` of `ledger.prototype_sums`.
-      features: `[B, h, w, d]` behind a head that is not linear, otherwise None.
+      tapped: what the head was given, behind one that is not linear, otherwise None.
       path_error: `[B]`, how far the path missed the logits before what was missing was spread; 0 for a linear head.
     """
 
@@ -86,7 +87,7 @@ class End(NamedTuple):
     own: jax.Array
     start: jax.Array
     sums: jax.Array
-    features: jax.Array | None
+    tapped: Tapped | None
     path_error: jax.Array
 
 
@@ -125,9 +126,14 @@ class Account(NamedTuple):
 
 
 @functools.partial(jit, inference=True, static_argnames="model")
+def batch_tapped(model: Model, variables: Variables, images: jax.Array) -> Tapped:
+    """All that the head takes of a batch, jitted."""
+    return model.cut(variables, images)
+
+
 def batch_features(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
-    """Features float32 `[B, h, w, d]`, jitted."""
-    return model.features(variables, images)
+    """Features float32 `[B, h, w, d]`, by the program of `batch_tapped`."""
+    return batch_tapped(model, variables, images).features
 
 
 @jax.jit
@@ -142,7 +148,7 @@ def take(
     model: Model,
     settings: Measuring,
     variables: Variables,
-    features: jax.Array,
+    tapped: Tapped,
     labels: jax.Array,
     assignments: jax.Array,
     blank: jax.Array,
@@ -150,47 +156,53 @@ def take(
 ) -> Taken:
     """Everything that is measured on a batch at one checkpoint, from one forward pass of the backbone.
 
-    Features are given, so that there is one program for the backbone at all checkpoints: that of the last one has to
-    be done before locations are assigned, and another program would round otherwise.
+    What the head takes is given, so that there is one program for the backbone at all checkpoints: that of the last one
+    has to be done before locations are assigned, and another program would round otherwise.
 
     Args:
       model: the classifier.
       settings: what is measured.
       variables: of the checkpoint.
-      features: `[B, h, w, d]` of `batch_features`.
+      tapped: of `batch_tapped`.
       labels: int32 `[B]`.
       assignments: int `[B, h, w]`, the prototype of every location.
       blank: `[1, h, w, d]`, features of the blank image at this checkpoint.
       kept: int `[B, R]`, the classes that contributions are to and that are accounted for; None for all.
     """
+    features, beside = tapped
     with jax.default_matmul_precision("highest"):
         # Logits as numbers: fused into what follows, they may differ from their own maximum by rounding, which is much
         # where they are huge.
-        logits = jax.lax.optimization_barrier(model.head(variables, features))
+        logits = jax.lax.optimization_barrier(model.logits_of(variables, tapped))
     classes = labels if settings.target == "label" else logits.argmax(-1)
-    maps = saliency_maps(model, variables, features, classes, cam=settings.cam)
+    maps = saliency_maps(model, variables, features, classes, cam=settings.cam, beside=beside)
     with jax.default_matmul_precision("highest"):
         sums = ledger.prototype_sums(features, assignments, settings.num_prototypes)
-        evidence, missed = _contributions(model, variables, features, assignments, sums, logits, kept)
-        error = jnp.abs(missed).max(-1) / jnp.maximum(jnp.abs(logits).max(-1), LEAST_LOGIT)
+        if model.linear_head:
+            path = _linear_evidence(model, variables, sums, logits, kept)
+        else:
+            path = _path(model, variables, tapped, blank, assignments, settings.num_prototypes, kept)
+        error = path.error / jnp.maximum(jnp.abs(logits).max(-1), LEAST_LOGIT)
     margin = None
     if settings.pair:
         pair = jnp.broadcast_to(jnp.array(settings.pair)[:, None], (2, len(labels)))
-        signed = saliency_maps(model, variables, features, pair[0], against=pair[1], cam=settings.cam)
+        signed = saliency_maps(model, variables, features, pair[0], against=pair[1], cam=settings.cam, beside=beside)
         margin = prototypes.intensity(signed, assignments, settings.num_prototypes)
     intensity, confidence = prototypes.intensity(maps, assignments, settings.num_prototypes), jax.nn.softmax(logits)
     if settings.narrow:
         confidence = jnp.take_along_axis(confidence, kept, axis=1)
         confidence = jnp.concatenate([confidence, jnp.maximum(1 - confidence.sum(1, keepdims=True), 0)], axis=1)
     end = None
-    if settings.ledger:
-        end = _end(model, variables, (features, assignments, blank), kept, logits, sums, evidence)
+    if settings.ledger and model.linear_head:
+        end = End(logits, path.evidence, path.start, sums, None, jnp.zeros(len(logits)))
+    elif settings.ledger:
+        end = End(logits, path.evidence, path.start, sums, tapped, path.error)
     return Taken(
         intensity=intensity,
         confidence=confidence,
         margin=margin,
         maps=maps,
-        evidence=evidence,
+        evidence=path.evidence,
         sums=sums,
         error=error,
         finite=jnp.isfinite(intensity).all() & jnp.isfinite(confidence).all(),
@@ -198,35 +210,48 @@ def take(
     )
 
 
-def _contributions(model, variables, features, assignments, sums, logits, kept):
-    """Contributions `[B, K, M or R]` to the logits, and by how much they miss them without the bias `[B, M or R]`."""
-    start = bias(model, variables)
-    if model.linear_head:
-        weights = model.linear_head(variables)[0]
-        if kept is None:
-            evidence = jnp.matmul(sums, weights)
-            return evidence, evidence.sum(1) + start - logits
+def _linear_evidence(model, variables, sums, logits, kept):
+    """Contributions `[B, K, M or R]` to the logits, the bias, and by how much both miss the logits."""
+    weights, start = model.linear_head(variables)
+    if kept is None:
+        evidence = jnp.matmul(sums, weights)
+        missed = evidence.sum(1) + start - logits
+    else:
         # All logits are held against the sums; only the kept ones are split.
-        return jnp.einsum("bkd,brd->bkr", sums, weights.T[kept]), sums.sum(1) @ weights + start - logits
-    members = jax.nn.one_hot(assignments, sums.shape[1])
-    evidence = jnp.einsum("bhwk,bhwm->bkm", members, contributions(model, variables, features, kept))
-    if kept is not None:
-        start, logits = start[kept], jnp.take_along_axis(logits, kept, axis=1)
-    return evidence, evidence.sum(1) + start - logits
+        evidence = jnp.einsum("bkd,brd->bkr", sums, weights.T[kept])
+        missed = sums.sum(1) @ weights + start - logits
+    return ledger.Path(evidence, start[None], jnp.abs(missed).max(-1))
 
 
-def _end(model, variables, seen, kept, logits, sums, evidence):
-    if model.linear_head:
-        return End(logits, evidence, model.linear_head(variables)[1][None], sums, None, jnp.zeros(len(logits)))
-    toward = None if kept is None else jax.nn.one_hot(kept.T, logits.shape[1], dtype=logits.dtype)
-    path = _path(model, variables, seen, sums.shape[1], toward)
-    return End(logits, path.evidence, path.start, sums, seen[0], path.error)
+def _path(model, variables, tapped, blank, assignments, num_prototypes, kept):
+    head = model.head_of(variables, tapped.beside)
+    toward = ledger.toward(head, tapped.features, kept)
+    return ledger.path_evidence(head, tapped.features, blank, assignments, num_prototypes, toward)
 
 
-def _path(model, variables, seen, num_prototypes, toward):
-    features, assignments, blank = seen
-    head = functools.partial(model.head, variables)
-    return ledger.path_evidence(head, features, blank, assignments, num_prototypes, toward)
+def evidence_of(
+    model: Model,
+    variables: Variables,
+    tapped: Tapped,
+    assignments: jax.Array,
+    blank: jax.Array,
+    num_prototypes: int,
+) -> ledger.Path:
+    """What each prototype adds to each logit, and what belongs to no place; both add up to the logits (DESIGN 2.4).
+
+    Args:
+      model: the classifier.
+      variables: of the checkpoint.
+      tapped: of a batch.
+      assignments: int `[B, h, w]`.
+      blank: `[1, h, w, d]`, features of the blank image.
+      num_prototypes: K.
+    """
+    with jax.default_matmul_precision("highest"):
+        if not model.linear_head:
+            return _path(model, variables, tapped, blank, assignments, num_prototypes, None)
+        sums = ledger.prototype_sums(tapped.features, assignments, num_prototypes)
+        return _linear_evidence(model, variables, sums, model.logits_of(variables, tapped), None)
 
 
 class Between(NamedTuple):
@@ -301,9 +326,11 @@ def parts_between(
         toward = None if kept is None else ledger.directions(kept)
 
         def under(variables):
-            """The features of either end under a head each."""
+            """What either end saw, under a head each; what goes round the map stays with its end."""
             return [
-                _path(model, held, (end.features, assignments, blank), k, toward)
+                ledger.path_evidence(
+                    model.head_of(held, end.tapped.beside), end.tapped.features, blank, assignments, k, toward
+                )
                 for held, end, blank in zip(variables, between.ends, between.blanks, strict=True)
             ]
 
@@ -425,17 +452,22 @@ def path_differences(
 
 
 @functools.partial(jit, inference=True, static_argnames="model")
-def blank_evidence(model: Model, variables: Variables, blank: jax.Array) -> jax.Array:
-    """What each location of the blank image adds to each logit: `[h, w, M]`, from its features `[1, h, w, d]`."""
-    return contributions(model, variables, blank)[0]
+def blank_evidence(model: Model, variables: Variables, blank: Tapped) -> jax.Array:
+    """What each location of the blank image adds to each logit: `[h, w, M]`; nothing behind a head not linear."""
+    return contributions(model, variables, blank, blank.features)[0]
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def batch_bias(model: Model, variables: Variables) -> jax.Array:
+def batch_bias(model: Model, variables: Variables, blank: Tapped) -> jax.Array:
     """`saliency.bias`, jitted."""
-    return bias(model, variables)
+    return bias(model, variables, blank)
 
 
-def blank_image(mean: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """An image of one colour, uint8 `[1, H, W, C]`: the mean `[C]` of the training images, 0 to 255."""
-    return np.broadcast_to(np.round(mean).astype(np.uint8), (1, *image_shape)).copy()
+def blank_image(mean: np.ndarray, like: Images) -> np.ndarray:
+    """An image of one colour, `[1, H, W, C]`: the mean `[C]` of images, as they are levels or float32."""
+    return np.broadcast_to(in_type(mean, like.dtype), (1, *like.shape[1:])).copy()
+
+
+def in_type(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values of pixels in the type of the images: rounded, if they are levels."""
+    return (np.round(values) if np.issubdtype(dtype, np.integer) else np.asarray(values)).astype(dtype)

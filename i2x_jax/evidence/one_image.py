@@ -5,14 +5,13 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from i2x_jax.config import ExplainConfig
 from i2x_jax.devices.compilation import jit
 from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence import ledger, measuring, prototypes
-from i2x_jax.evidence.saliency import bias, contributions, saliency_maps
+from i2x_jax.evidence.saliency import saliency_maps
 from i2x_jax.models.model import Model, Variables
 
 
@@ -22,7 +21,7 @@ class ImageEvidence(NamedTuple):
     Attributes:
       contributions: signed, `[T, K, M]`, in logits: of each prototype to the logit of each class.
       bias: `[T, M]`, what no location contributes.
-      logits: `[T, M]`; behind a linear head, contributions and bias add up to them.
+      logits: `[T, M]`; contributions and bias add up to them.
       confidence: `[T, M]`, softmax.
       intensity: `[T, K]`, in logits.
       maps: saliency `[T, h, w]`, in logits.
@@ -43,6 +42,7 @@ def measure_image(
     label: int,
     assignments: np.ndarray,
     settings: ExplainConfig,
+    blank: np.ndarray,
 ) -> ImageEvidence:
     """Measures one image at every checkpoint.
 
@@ -53,39 +53,30 @@ def measure_image(
       label: the class whose logit saliency explains, unless `settings.target` is 'predicted'.
       assignments: int `[h, w]`, the prototype of every location.
       settings: `num_prototypes`, `cam` and `target` are used.
+      blank: the colour `[C]` of the blank image, 0 to 255.
     """
-    parts = [
-        fetch(
-            _evidence(
-                model,
-                settings.num_prototypes,
-                settings.cam,
-                settings.target,
-                variables,
-                image[None],
-                np.array([label], np.int32),
-                np.array(assignments)[None],
-            )
-        )
-        for variables in checkpoints
-    ]
+    both = np.concatenate([image[None], measuring.blank_image(blank, image[None])])
+    labels, places = np.array([label], np.int32), np.array(assignments)[None]
+    how = measuring.Measuring(settings.num_prototypes, settings.cam, settings.target)
+    parts = [fetch(_evidence(model, how, variables, both, labels, places)) for variables in checkpoints]
     return ImageEvidence(*(np.stack(member) for member in zip(*parts, strict=True)))
 
 
-@functools.partial(jit, inference=True, static_argnames=("model", "num_prototypes", "cam", "target"))
-def _evidence(model, num_prototypes, cam, target, variables, images, labels, assignments):
-    """`ImageEvidence` without its first dimension, of a batch of one."""
-    features = model.features(variables, images)
+@functools.partial(jit, inference=True, static_argnames=("model", "settings"))
+def _evidence(model, settings, variables, images, labels, assignments):
+    """`ImageEvidence` without its first dimension, of an image and the blank one."""
+    tapped, blank = (
+        jax.tree.map(lambda each, row=row: each[row : row + 1], model.cut(variables, images)) for row in (0, 1)
+    )
     with jax.default_matmul_precision("highest"):
-        logits = model.head(variables, features)
-    classes = labels if target == "label" else logits.argmax(-1)
-    maps = saliency_maps(model, variables, features, classes, cam=cam)
-    with jax.default_matmul_precision("highest"):
-        members = jax.nn.one_hot(assignments, num_prototypes)
-        evidence = jnp.einsum("bhwk,bhwm->bkm", members, contributions(model, variables, features))
-        nothing = bias(model, variables)
-        intensity = prototypes.intensity(maps, assignments, num_prototypes)
-    return ImageEvidence(evidence[0], nothing, logits[0], jax.nn.softmax(logits)[0], intensity[0], maps[0])
+        logits = model.logits_of(variables, tapped)
+    classes = labels if settings.target == "label" else logits.argmax(-1)
+    maps = saliency_maps(model, variables, tapped.features, classes, cam=settings.cam, beside=tapped.beside)
+    k = settings.num_prototypes
+    owed = measuring.evidence_of(model, variables, tapped, assignments, blank.features, k)
+    intensity = prototypes.intensity(maps, assignments, k)
+    found = owed.evidence, owed.start, logits, jax.nn.softmax(logits), intensity, maps
+    return ImageEvidence(*(each[0] for each in found))
 
 
 def place_image(
@@ -111,9 +102,9 @@ def place_image(
 
 @functools.partial(jit, inference=True, static_argnames=("model",))
 def _features_and_logits(model, variables, images):
-    features = model.features(variables, images)
+    tapped = model.cut(variables, images)
     with jax.default_matmul_precision("highest"):
-        return features, model.head(variables, features)
+        return tapped.features, model.logits_of(variables, tapped)
 
 
 def account_image(
@@ -138,12 +129,12 @@ def account_image(
       `seeing` and `weighing` float32 `[T-1, K, M]`, `bias` `[T-1, M]`.
     """
     settings, places = measuring.Measuring(num_prototypes), np.array(assignments)[None]
-    nobody, empty = np.zeros(1, np.int32), measuring.blank_image(blank, image.shape)
+    nobody, empty = np.zeros(1, np.int32), measuring.blank_image(blank, image[None])
     blanks = [measuring.batch_features(model, variables, empty) for variables in checkpoints]
-    own = [measuring.batch_features(model, variables, image[None]) for variables in checkpoints]
+    seen = [measuring.batch_tapped(model, variables, image[None]) for variables in checkpoints]
     ends = [
-        measuring.take(model, settings, variables, features, nobody, places, empty_features).end
-        for variables, features, empty_features in zip(checkpoints, own, blanks, strict=True)
+        measuring.take(model, settings, variables, tapped, nobody, places, features).end
+        for variables, tapped, features in zip(checkpoints, seen, blanks, strict=True)
     ]
     parts = [
         fetch(_parts(model, measuring.Between(checkpoints[t : t + 2], blanks[t : t + 2], ends[t : t + 2]), places))

@@ -65,10 +65,11 @@ def path_pixels(
     """
 
     def weighted(images):
-        features = model.features(variables, images)
+        tapped = model.cut(variables, images)
         if held is not None:
-            features = jnp.where(held[..., None], features, jax.lax.stop_gradient(features))
-        return (model.head(variables, features) * toward).sum(-1)
+            stopped = jax.lax.stop_gradient(tapped)
+            tapped = stopped._replace(features=jnp.where(held[..., None], tapped.features, stopped.features))
+        return (model.logits_of(variables, tapped) * toward).sum(-1)
 
     away = images - start
 

@@ -28,7 +28,7 @@ def layers_of(model: Model, variables: Variables, image_shape: tuple[int, int, i
       Numbers of leaves of `variables`; those that no logit depends on are in none.
     """
     images = np.zeros((1, *image_shape), np.uint8)
-    order = order_of_use(lambda variables: model.head(variables, model.features(variables, images)), variables)
+    order = order_of_use(lambda variables: model.logits(variables, images), variables)
     leaves, layers = jax.tree.leaves(variables), []
     for leaf in order:
         if not layers or np.ndim(leaves[leaf]) >= 2:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from i2x_jax.config import SIGNED_CAMS
-from i2x_jax.models.model import Model, Variables
+from i2x_jax.evidence import ledger
+from i2x_jax.models.model import Model, Tapped, Variables
 
 Head = Callable[[jax.Array], jax.Array]
 
@@ -85,6 +86,7 @@ def saliency_maps(
     classes: jax.Array,
     against: jax.Array | None = None,
     cam: str = "gradcam",
+    beside: jax.Array | None = None,
 ) -> jax.Array:
     """Maps of a batch, to be called under `jax.jit`.
 
@@ -97,6 +99,7 @@ def saliency_maps(
       classes: int `[B]`, the class explained of each sample.
       against: int `[B]`, see `gradcam`; None for plain logits.
       cam: one of `RULES`; with `against` one of `config.SIGNED_CAMS`.
+      beside: of `Tapped`, held as it is.
 
     Returns:
       float32 `[B, h, w]`, in logits.
@@ -113,7 +116,7 @@ def saliency_maps(
             gradients = jnp.broadcast_to(gradients[:, None, None], features.shape)
         else:
             # Samples do not depend on each other: the gradient of a sum over the batch is that of each sample's logit.
-            logits, gradient = jax.vjp(lambda f: model.head(variables, f), features)
+            logits, gradient = jax.vjp(model.head_of(variables, beside), features)
             chosen = jax.nn.one_hot(classes, logits.shape[-1], dtype=logits.dtype)
             if against is not None:
                 chosen -= jax.nn.one_hot(against, logits.shape[-1], dtype=logits.dtype)
@@ -122,40 +125,42 @@ def saliency_maps(
         return maps if against is not None else jax.nn.relu(maps)
 
 
-def contributions(model: Model, variables: Variables, features: jax.Array, kept: jax.Array | None = None) -> jax.Array:
-    """Evidence of each location for each class, `F_j . dlogit_c/dF_j`: signed, in logits (DESIGN 2.4).
+def contributions(
+    model: Model, variables: Variables, tapped: Tapped, blank: jax.Array | None, kept: jax.Array | None = None
+) -> jax.Array:
+    """Evidence of each location for each class: signed, in logits (DESIGN 2.4).
 
-    Over all locations it sums to the logit less `bias` for a global-average-pool + linear head; for other heads it is
-    gradient x activation, and the difference is the completeness error.
+    Over all locations it sums to the logit less `bias`. For a global-average-pool + linear head it is
+    `F_j . dlogit_c/dF_j`; for other heads `ledger.path_evidence`, counted from the blank image.
 
     Args:
       model: whose head is explained.
       variables: of the model.
-      features: `[B, h, w, d]`.
+      tapped: of the samples.
+      blank: `[1, h, w, d]`, features of the blank image; of no account to a linear head.
       kept: int `[B, R]`, the classes wanted of each sample; None for all.
 
     Returns:
       float32 `[B, h, w, M]`, or `[B, h, w, R]`.
     """
-    with jax.default_matmul_precision("highest"):
-        if model.linear_head:
-            weights, places = model.linear_head(variables)[0], features.shape[1] * features.shape[2]
+    features = tapped.features
+    shape, places = features.shape[:3], features.shape[1] * features.shape[2]
+    if model.linear_head:
+        with jax.default_matmul_precision("highest"):
+            weights = model.linear_head(variables)[0]
             if kept is None:
                 return features @ weights / places
             return jnp.einsum("bhwd,brd->bhwr", features, weights.T[kept]) / places
-        # One class at a time: the gradients of all would be M feature maps a sample.
-        logits, gradient = jax.vjp(lambda f: model.head(variables, f), features)
-
-        def of_class(weights):
-            return (features * gradient(jnp.broadcast_to(weights, logits.shape))[0]).sum(-1)
-
-        wanted = jnp.arange(logits.shape[-1]) if kept is None else kept.T
-        return jnp.moveaxis(jax.lax.map(of_class, jax.nn.one_hot(wanted, logits.shape[-1], dtype=logits.dtype)), 0, -1)
+    head = model.head_of(variables, tapped.beside)
+    # Each location for itself, as a prototype of its own.
+    own = jnp.broadcast_to(jnp.arange(places).reshape(shape[1:]), shape)
+    path = ledger.path_evidence(head, features, blank, own, places, ledger.toward(head, features, kept))
+    return path.evidence.reshape(*shape, -1)
 
 
-def bias(model: Model, variables: Variables) -> jax.Array:
-    """Logits `[M]` of a feature map of zeros: what no location contributes. For a linear head, its bias."""
-    return model.head(variables, jnp.zeros((1, *model.feature_shape)))[0]
+def bias(model: Model, variables: Variables, blank: Tapped) -> jax.Array:
+    """Logits `[M]` of which no location contributes anything: the bias of a linear head, else the blank image's own."""
+    return model.linear_head(variables)[1] if model.linear_head else model.logits_of(variables, blank)[0]
 
 
 def _explain(rule, head, features, class_index, against):

@@ -115,7 +115,7 @@ def contribution_evidence(
     """Evidence per location behind any head, from what prototypes contribute: float64 [T,K,M], in logits.
 
     What all images have of a prototype, over its locations, less the mean over all classes. Behind a global average
-    pool and a linear head that is `location_evidence`; behind another it is gradient times activation (DESIGN 2.4).
+    pool and a linear head that is `location_evidence`; behind another it is counted from the blank image (DESIGN 2.4).
 
     Args:
       contributions: [T,M,K,R], mean over the images of a class of what a prototype adds to each of R logits.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from i2x_jax.devices import compilation, onednn
+from i2x_jax.models.model import Tapped
 from i2x_jax.models.places import Places, in_a_row, window
 
 
@@ -191,6 +192,8 @@ class StagedNetwork(nnx.Module):
     Each stage carries `places`: what a location of its output sees of its input.
     """
 
+    goes_round, pooled = False, True  # whether something goes round the map; whether the last map is pooled
+
     def __init__(self, stages: Sequence[tuple[str, nnx.Module]], classifier: nnx.Linear):
         self.names = tuple(name for name, _ in stages)
         for name, stage in stages:
@@ -207,8 +210,19 @@ class StagedNetwork(nnx.Module):
             x = stage(x)
         return x
 
-    def head(self, x: jax.Array, tap: str) -> jax.Array:
-        """From the feature map after stage `tap` to logits `[B, M]`."""
+    def tapped(self, x: jax.Array, tap: str) -> Tapped:
+        """From images to all that `head` takes; see `features`."""
+        return Tapped(self.features(x, tap))
+
+    def maps(self, x: jax.Array) -> dict[str, jax.Array]:
+        """The map after each stage."""
+        found = {}
+        for name in self.names:
+            found[name] = x = getattr(self, name)(x)
+        return found
+
+    def head(self, x: jax.Array, tap: str, beside: None = None) -> jax.Array:
+        """From the feature map after stage `tap` to logits `[B, M]`; nothing goes beside it."""
         for stage in self.stages(self.names.index(tap) + 1, None):
             x = stage(x)
         return self.classifier(x.astype(jnp.float32).mean(axis=(1, 2)))

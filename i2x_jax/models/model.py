@@ -5,10 +5,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from i2x_jax.models.places import Places
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, nested dicts of arrays
+
+
+class Tapped(NamedTuple):
+    """What crosses the tap of a network, of a batch: all that the head is given.
+
+    Attributes:
+      features: float32 `[B, h, w, d]`.
+      beside: `[B, ...]`, what goes round the map, such as a class token; None where nothing does.
+    """
+
+    features: jax.Array
+    beside: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +31,8 @@ class Model:
     Attributes:
       features: `(variables, images) -> float32 [B, h, w, d]`; images are 0 to 255, uint8 or float; BatchNorm uses the
         statistics in `variables`.
-      head: `(variables, features) -> float32 logits [B, M]`.
+      head: `(variables, features) -> float32 logits [B, M]`; of a network that has `tapped` `(variables, features,
+        beside)`.
       init: `key -> variables`.
       train_logits: `(variables, images) -> (logits, batch_stats)` with the batch's own statistics, and the running
         averages (momentum 0.9) that follow from them.
@@ -29,6 +43,7 @@ class Model:
       feature_shape: (h, w, d).
       places: where in the image the locations of the map lie, and what they see.
       tap: the stage after which the network is cut.
+      tapped: `(variables, images) -> Tapped`, of a network of which something goes round the map; else None.
 
     A network of a user's own, which is not trained here, has no `init`, `train_logits` and `batch_statistics`.
     """
@@ -42,6 +57,27 @@ class Model:
     feature_shape: tuple[int, int, int]
     places: Places
     tap: str
+    tapped: Callable[[Variables, jax.Array], Tapped] | None = None
+
+    def cut(self, variables: Variables, images: jax.Array) -> Tapped:
+        """All that the head takes of these images."""
+        return self.tapped(variables, images) if self.tapped else Tapped(self.features(variables, images))
+
+    def logits_of(self, variables: Variables, tapped: Tapped) -> jax.Array:
+        """Logits float32 `[B, M]` of what crosses the tap."""
+        return self.head_of(variables, tapped.beside)(tapped.features)
+
+    def logits(self, variables: Variables, images: jax.Array) -> jax.Array:
+        """Logits float32 `[B, M]` of images."""
+        return self.logits_of(variables, self.cut(variables, images))
+
+    def head_of(self, variables: Variables, beside: jax.Array | None) -> Callable[[jax.Array], jax.Array]:
+        """The head as a function of the map alone, `[B, h, w, d] -> [B, M]`; of a single map `[1, h, w, d]` too."""
+        if beside is None:
+            return lambda features: self.head(variables, features)
+        return lambda features: self.head(
+            variables, jnp.broadcast_to(features, (len(beside), *features.shape[1:])), beside
+        )
 
     @property
     def receptive_field(self) -> int:

@@ -2,7 +2,7 @@
 
 Real torchvision checkpoints thereby start our networks (`model.init_from`), and our checkpoints open in PyTorch.
 ResNet-18 and 50 and InceptionV3 have torchvision's own names; ResNet-20 and the CNN, which it lacks, names made the
-same way (`layer1.0.conv1.weight`, `conv2.weight`, `bn2.running_mean`, `fc.bias`).
+same way (`layer1.0.conv1.weight`, `conv2.weight`, `bn2.running_mean`, `fc.bias`). Transformers have timm's.
 
 Our networks take levels scaled to -1..1. So does torchvision's InceptionV3 behind its `transform_input`; its ResNets
 were trained on (level / 255 - mean) / std, which `fold_normalization` makes up for.
@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from i2x_jax.config import InputError
 
+TRANSFORMERS = ("vit_ti", "vit_s", "vit_b")
 Tensors = dict[str, np.ndarray]
 
 # What torchvision calls the convolutions of InceptionV3's stem, and its branches.
@@ -44,13 +45,16 @@ OTHER_BRANCHES = {
 # A branch of one convolution has no number behind its name.
 SINGLE = (("mixed_6a", "three"),)
 FORKS = {"wide": "a", "tall": "b"}
+# What timm calls the layers of a transformer's block, and what else it has.
+VIT_LAYERS = {"qkv": "attn.qkv", "project": "attn.proj", "hidden": "mlp.fc1", "out": "mlp.fc2"}
+VIT_EMBEDDING = {"positions": "pos_embed", "token": "cls_token"}
 
 # Our axes in PyTorch's order, by their number: `[h, w, in, out]` to `[out, in, h, w]`, `[in, out]` to `[out, in]`.
-TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}
+TO_TORCH = {4: (3, 2, 0, 1), 3: (0, 1, 2), 2: (1, 0), 1: (0,)}
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 # Not weights: a counter beside each BatchNorm, and the head that InceptionV3 drops after training.
 IGNORED_ENDINGS, IGNORED_STARTS = ("num_batches_tracked",), ("AuxLogits.",)
-CLASSIFIER = ("fc.weight", "fc.bias")
+CLASSIFIER, VIT_CLASSIFIER = ("fc.weight", "fc.bias"), ("head.weight", "head.bias")
 FIRST_LAYERS = (("conv1.weight", "bn1.running_mean"), ("Conv2d_1a_3x3.conv.weight", "Conv2d_1a_3x3.bn.running_mean"))
 SHOWN = 3
 
@@ -94,11 +98,12 @@ def from_torch(
         for path, leaf in _leaves(initial)
     }
     other_classes = None
-    weight = found.get(CLASSIFIER[0])
-    if weight is not None and weight.ndim == 2 and weight.shape[1] == wanted[CLASSIFIER[0]][1]:
-        if weight.shape[0] != wanted[CLASSIFIER[0]][0]:
+    classifier = VIT_CLASSIFIER if network in TRANSFORMERS else CLASSIFIER
+    weight = found.get(classifier[0])
+    if weight is not None and weight.ndim == 2 and weight.shape[1] == wanted[classifier[0]][1]:
+        if weight.shape[0] != wanted[classifier[0]][0]:
             other_classes = weight.shape[0]
-            for name in CLASSIFIER:
+            for name in classifier:
                 found.pop(name, None)
                 del wanted[name]
     problems = {
@@ -214,11 +219,27 @@ def _leaves(tree, path=()) -> Iterator[tuple[tuple[str, ...], Any]]:
 def _name(network, path):
     """The tensor name of a leaf at (collection, *modules, leaf)."""
     *modules, leaf = path[1:]
+    if network in TRANSFORMERS:
+        return _vit_name(modules, leaf)
     if modules == ["classifier"]:
         return f"fc.{LEAVES[leaf]}"
     *block, layer = modules
     names = _inception_names(block) if network == "inception_v3" else _resnet_names(block)
     return f"{names[layer]}.{LEAVES[leaf]}"
+
+
+def _vit_name(modules, leaf):
+    """As `_name`, of a transformer."""
+    if leaf in VIT_EMBEDDING:
+        return VIT_EMBEDDING[leaf]
+    if modules == ["embed", "project"]:
+        name = "patch_embed.proj"
+    elif len(modules) == 2:
+        block, layer = modules
+        name = f"blocks.{int(block.removeprefix('block')) - 1}.{VIT_LAYERS.get(layer, layer)}"
+    else:
+        name = {"classifier": "head"}.get(modules[0], modules[0])
+    return f"{name}.{LEAVES[leaf]}"
 
 
 def _resnet_names(block):

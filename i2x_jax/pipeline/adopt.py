@@ -102,7 +102,10 @@ def _array(leaf, path, step):
         jax.numpy.issubdtype(leaf.dtype, np.number) or leaf.dtype == bool
     ):
         kind = getattr(leaf, "dtype", type(leaf).__name__)
-        raise InputError(f"{name} is {kind}; allowed: arrays of numbers; hand over parameters and statistics only")
+        raise InputError(
+            f"{name} is {kind}; allowed: arrays of numbers; hand over parameters and statistics only, random "
+            "states left out (of NNX: nnx.state(net, nnx.Not(nnx.RngState)))"
+        )
     array = np.asarray(leaf)
     if not np.isfinite(array).all():
         raise InputError(f"{name} holds NaN or infinity; allowed: finite numbers; leave that step out")

@@ -75,7 +75,7 @@ def curated_members(
 
 def draw_contact_sheet(directory: RunDirectory, work: Run) -> None:
     """contact_sheet.png: for each prototype, crops of highest intensity beside crops drawn at random."""
-    variables, images = fetch(work.variables(work.steps[-1])), work.dataset.images
+    variables, images = fetch(work.variables(work.steps[-1])), work.dataset.pictures
     if not directory.main:
         return
     with directory.making("contact_sheet") as folder:

@@ -23,7 +23,7 @@ from i2x_jax.evidence import measuring, prototypes
 from i2x_jax.evidence.sampling import hashes
 from i2x_jax.explanation.analysis import choose_kept
 from i2x_jax.explanation.rivals import is_narrow
-from i2x_jax.models.model import Model, Variables
+from i2x_jax.models.model import Model, Tapped, Variables
 from i2x_jax.pipeline import summing
 from i2x_jax.pipeline.directory import RunDirectory
 from i2x_jax.results.files import ACCOUNT, ACCOUNTED, CHECKPOINTS, LEDGER
@@ -48,7 +48,7 @@ class Checkpoints(NamedTuple):
       model: the classifier.
       settings: what is measured.
       variables: from the number of a checkpoint, 0 to T-1, to its variables on the device.
-      blanks: T features `[1, h, w, d]` of the blank image.
+      blanks: what crosses the tap of the blank image, at T checkpoints.
       pca: of the feature vectors.
       centroids: `[K, D]`.
       rivals: int `[M, R]`, the classes that are kept of the samples of each class.
@@ -57,7 +57,7 @@ class Checkpoints(NamedTuple):
     model: Model
     settings: measuring.Measuring
     variables: Callable[[int], Variables]
-    blanks: list[jax.Array]
+    blanks: list[Tapped]
     pca: prototypes.Pca
     centroids: np.ndarray
     rivals: jax.Array
@@ -201,8 +201,8 @@ def prepare(work: Run, settings: measuring.Measuring, rivals: np.ndarray) -> Che
     """What all batches share, from the files of a run; `rivals` int `[M, R]`."""
     found, model = work.arrays("prototypes"), work.model
     variables = variables_of(work)
-    blank = replicate(measuring.blank_image(found["blank"], work.dataset.images.shape[1:]))
-    blanks = [measuring.batch_features(model, variables(t), blank) for t in range(len(work.steps))]
+    blank = replicate(measuring.blank_image(found["blank"], work.dataset.images))
+    blanks = [measuring.batch_tapped(model, variables(t), blank) for t in range(len(work.steps))]
     pca = prototypes.pca_of(found)
     return Checkpoints(model, settings, variables, blanks, *replicate((pca, found["centroids"], rivals)))
 
@@ -330,15 +330,16 @@ def write_rows(target: np.ndarray, place: slice, values: jax.Array | list[jax.Ar
 
 def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[jax.Array], dict[str, jax.Array]]:
     """All checkpoints of one batch, the last one first: rows, whether each is finite, and sums; all on the device."""
-    model, settings, blanks = checkpoints.model, checkpoints.settings, checkpoints.blanks
+    model, settings = checkpoints.model, checkpoints.settings
+    blanks = [blank.features for blank in checkpoints.blanks]
     images, (labels, mask) = shard_own(batch.images, len(batch.mask)), shard((batch.labels, batch.mask))
     num_classes, num_kept = checkpoints.rivals.shape
     kept = None if num_kept == num_classes else checkpoints.rivals[labels]
     last = len(blanks) - 1
     # Each is asked for once: it may have to be read.
     variables = {last: checkpoints.variables(last)}
-    features = measuring.batch_features(model, variables[last], images)
-    places = measuring.assign_locations(checkpoints.pca, checkpoints.centroids, features)
+    tapped = measuring.batch_tapped(model, variables[last], images)
+    places = measuring.assign_locations(checkpoints.pca, checkpoints.centroids, tapped.features)
     taken, accounts = [None] * (last + 1), [None] * last
     sums: dict[str, jax.Array] = {}
 
@@ -348,8 +349,8 @@ def measure_batch(checkpoints: Checkpoints, batch: Batch) -> tuple[Rows, list[ja
     for t in reversed(range(last + 1)):
         if t < last:
             variables[t] = checkpoints.variables(t)
-            features = measuring.batch_features(model, variables[t], images)
-        taken[t] = measuring.take(model, settings, variables[t], features, labels, places, blanks[t], kept)
+            tapped = measuring.batch_tapped(model, variables[t], images)
+        taken[t] = measuring.take(model, settings, variables[t], tapped, labels, places, blanks[t], kept)
         if settings.ledger and t < last:
             accounts[t] = measuring.account(model, between(t, t + 1), places, labels, mask, kept)
         found = batch_sums(taken[t], accounts[t] if t < last else None, labels, mask, num_classes)
@@ -487,7 +488,7 @@ def blank_parts(checkpoints: Checkpoints, t: int) -> tuple[np.ndarray, np.ndarra
     Of one checkpoint. Computed by all processes, as everything on the device is.
     """
     model, variables = checkpoints.model, checkpoints.variables(t)
-    bias = measuring.batch_bias(model, variables)
+    bias = measuring.batch_bias(model, variables, checkpoints.blanks[t])
     return fetch((bias, measuring.blank_evidence(model, variables, checkpoints.blanks[t])))
 
 

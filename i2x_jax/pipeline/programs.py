@@ -89,10 +89,10 @@ def cost(program: Program) -> Cost:
 
 def forward_programs(model: Model, variables: Any, images: jax.ShapeDtypeStruct, layout: Layout) -> list[Program]:
     """A bare forward pass of abstract images `[B, H, W, C]`."""
-    features = layout.of(jax.eval_shape(model.features, variables, images), images.shape[0])
+    tapped = layout.of(jax.eval_shape(model.cut, variables, images), images.shape[0])
     return [
-        Program("features", 1, False, model.features, (variables, images)),
-        Program("head", 1, False, model.head, (variables, features)),
+        Program("features", 1, False, model.cut, (variables, images)),
+        Program("head", 1, False, model.logits_of, (variables, tapped)),
     ]
 
 
@@ -117,12 +117,13 @@ def batch_programs(
     pca = prototypes.Pca(*(shaped(shape, np.float32) for shape in ((d,), (dims, d), (dims,))))
     assign, centroids = measuring.assign_locations.__wrapped__, shaped((count, dims), np.float32)
     places = layout.of(jax.eval_shape(assign, pca, centroids, features), batch)
-    (num_classes,) = jax.eval_shape(model.head, variables, features).shape[1:]
+    tapped = layout.of(jax.eval_shape(model.cut, variables, images), batch)
+    (num_classes,) = jax.eval_shape(model.logits_of, variables, tapped).shape[1:]
     kept = dealt((batch, RIVALS), np.int32) if num_classes > RIVALS else None
     settings = measuring.Measuring(count, narrow=num_classes > MANY_CLASSES)
     take = functools.partial(measuring.take.__wrapped__, model, settings)
     account = functools.partial(measuring.account.__wrapped__, model)
-    given = (variables, features, labels, places, blank, kept)
+    given = (variables, tapped, labels, places, blank, kept)
     taken = layout.of(jax.eval_shape(take, *given), batch)
     between = measuring.Between((variables,) * 2, (blank,) * 2, (taken.end,) * 2)
     accounts = jax.eval_shape(account, between, places, labels, mask, kept)
@@ -133,7 +134,7 @@ def batch_programs(
     of_interval = layout.of({"seeing": accounts.seeing, "weighing": accounts.weighing, "bias": accounts.bias})
     added = measuring.added.__wrapped__
     return [
-        Program("features", steps, False, model.features, (variables, images)),
+        Program("features", steps, False, model.cut, (variables, images)),
         Program("assign_locations", 1, False, assign, (pca, centroids, features)),
         Program("take", steps, False, take, given),
         Program("class_sums", steps, False, class_sums, (taken.evidence, labels, mask)),

@@ -36,13 +36,13 @@ def check_promises(model: Model, variables: Any, images: np.ndarray) -> None:
     def both():
         """Traced anew with each call: what is drawn outside of JAX is then drawn anew."""
 
-        def features_and_logits(variables, images):
-            features = model.features(variables, images)
-            return features, model.head(variables, features)
+        def tapped_and_logits(variables, images):
+            tapped = model.cut(variables, images)
+            return tapped, model.logits_of(variables, tapped)
 
-        return jit(features_and_logits, inference=True)
+        return jit(tapped_and_logits, inference=True)
 
-    features, logits = _compared(both(), variables, tried, both)
+    tapped, logits = _compared(both(), variables, tried, both)
     if not np.isfinite(logits).all():
         return  # said of the step at which it happens, with its number
     if logits.shape[1] > 1 and are_probabilities(logits):
@@ -56,14 +56,15 @@ def check_promises(model: Model, variables: Any, images: np.ndarray) -> None:
             "a sigmoid does; allowed: logits whose softmax is the confidence; leave the sigmoid out of `head`; a "
             "network that may see several classes in an image cannot be explained"
         )
-    heads = jit(model.head, inference=True)
-    alone = np.concatenate([fetch(heads(variables, features[i : i + 1])) for i in range(len(features))])
+    heads = jit(model.logits_of, inference=True)
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], tapped) for i in range(len(tried))]
+    alone = np.concatenate([fetch(heads(variables, one)) for one in each])
     if _differ(alone, logits):
         raise InputError(
             f"`head` returns other logits for an image alone than beside others: {_moved(alone, logits)}; allowed: "
             "each sample for itself; switch training off in `head` (dropout, BatchNorm by the batch)"
         )
-    if not _sees_the_map(model, variables, features):
+    if not _sees_the_map(model, variables, tapped):
         raise InputError(
             f"`head` does not depend on the map that it is given, for any of {len(tried)} images; allowed: logits of "
             "that map; cut the network where all that decides passes through"
@@ -71,14 +72,14 @@ def check_promises(model: Model, variables: Any, images: np.ndarray) -> None:
 
 
 def _compared(program, variables, tried, again: Callable[[], Callable]):
-    """Features and logits of all images together, once they are known to be those of each image alone."""
-    features, logits = fetch(program(variables, tried))
+    """What crosses the tap, and logits, of all images together, once they are known to be those of each image alone."""
+    tapped, logits = fetch(program(variables, tried))
     alone = [fetch(program(variables, tried[i : i + 1])) for i in range(len(tried))]
-    each_features, each_logits = (np.concatenate(parts) for parts in zip(*alone, strict=True))
-    if not _differ(each_features, features):
-        return features, logits
+    each_tapped, each_logits = jax.tree.map(lambda *parts: np.concatenate(parts), *alone)
+    if not _any_differs(each_tapped, tapped):
+        return tapped, logits
     repeated = fetch(again()(variables, tried))
-    if _differ(repeated[0], features):
+    if _any_differs(repeated[0], tapped):
         raise InputError(
             f"`features` returns another map for the same images the second time: {_moved(repeated[1], logits)}; "
             "allowed: a function without chance; switch dropout and random augmentation off in `features`"
@@ -100,12 +101,16 @@ def are_shares(logits: np.ndarray) -> bool:
     return bool((logits >= 0).all() and (logits <= 1).all() and np.ptp(logits) > 0)
 
 
-def _sees_the_map(model, variables, features):
+def _sees_the_map(model, variables, tapped):
     """Whether any logit has a gradient to the map; a network whose logits are all the same is let pass."""
-    logits, pull = jax.vjp(lambda given: model.head(variables, given), jnp.asarray(features))
+    logits, pull = jax.vjp(model.head_of(variables, tapped.beside), jnp.asarray(tapped.features))
     # Classes weigh differently: what all logits have in common is no logit's own.
     (gradient,) = pull(jnp.broadcast_to(jnp.arange(1.0, logits.shape[1] + 1), logits.shape))
     return bool(np.asarray(gradient).any()) or not np.ptp(np.asarray(logits))
+
+
+def _any_differs(one, other):
+    return any(map(_differ, jax.tree.leaves(one), jax.tree.leaves(other)))
 
 
 def _differ(one, other):

@@ -9,7 +9,7 @@ from i2x_jax.config import InputError
 from i2x_jax.data.dataset import Dataset, batches
 from i2x_jax.devices.mesh import ahead, divisible, fetch, replicate, shard
 from i2x_jax.evidence import deletion, prototypes
-from i2x_jax.evidence.measuring import assign_locations, batch_features
+from i2x_jax.evidence.measuring import assign_locations, batch_features, batch_tapped, blank_image
 from i2x_jax.evidence.randomising import layers_of, randomised
 from i2x_jax.explanation import trust
 from i2x_jax.explanation.ranking import FIRST, order
@@ -103,8 +103,8 @@ def all_logits(work: Run, variables: Any, dataset: Dataset) -> np.ndarray:
 
     def parts():
         for batch in batches(dataset, per_batch):
-            features = batch_features(work.model, variables, shard(batch.images))
-            yield deletion.logits_of(work.model, variables, features), int(batch.mask.sum())
+            tapped = batch_tapped(work.model, variables, shard(batch.images))
+            yield deletion.logits_of(work.model, variables, tapped), int(batch.mask.sum())
 
     for part, count in ahead(parts()):
         found.append(fetch(part)[:count])
@@ -121,15 +121,18 @@ def look(work: Run, variables: Any, dataset: Dataset, kept: np.ndarray | None = 
       kept: int `[n, 2]`, two classes; None for those that come first and second.
     """
     found, parts = work.arrays("prototypes"), []
-    pca, centroids = replicate((prototypes.pca_of(found), found["centroids"]))
+    pca, centroids, empty = replicate(
+        (prototypes.pca_of(found), found["centroids"], blank_image(found["blank"], dataset.images))
+    )
+    blank = batch_features(work.model, variables, empty)
     # What batches know their samples by, as rows of `kept`.
     numbered = dataset._replace(labels=np.arange(len(dataset.labels), dtype=np.int32))
     for batch in batches(numbered, divisible(work.config.explain.batch_size)):
-        features = batch_features(work.model, variables, shard(batch.images))
-        logits = fetch(deletion.logits_of(work.model, variables, features))
+        tapped = batch_tapped(work.model, variables, shard(batch.images))
+        logits = fetch(deletion.logits_of(work.model, variables, tapped))
         two = np.argsort(-logits, axis=1, kind="stable")[:, :2] if kept is None else kept[batch.labels]
-        places = assign_locations(pca, centroids, features)
-        taken = deletion.owed(work.model, variables, features, shard(two), work.config.explain.cam)
+        places = assign_locations(pca, centroids, tapped.features)
+        taken = deletion.owed(work.model, variables, tapped, blank, shard(two), work.config.explain.cam)
         seen = (two, np.take_along_axis(logits, two, 1), *fetch((places, *taken)))
         parts.append([each[: batch.mask.sum()] for each in seen])
     return Looked(*(np.concatenate(each) for each in zip(*parts, strict=True)))

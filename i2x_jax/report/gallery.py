@@ -81,7 +81,7 @@ def in_classes(
     crop_side: int,
 ) -> dict[str, dict]:
     """Pictures of `choose_in_classes` by 'prototype class'; arguments as in `prototypes`."""
-    assignments, images = run.array("assignments"), run.dataset.images
+    assignments, images = run.array("assignments"), run.dataset.pictures
     size = pictures.tile_size(images.shape[1:], CROP)
     shown = {}
     for (k, label), rows in chosen.items():
@@ -130,7 +130,7 @@ def prototypes(
     assignments, labels = run.array("assignments"), np.array(run.array("labels"))
     final = run.array("intensity")[-1]
     own = np.swapaxes(of_own_class(run.arrays("contributions")["mean"], run.rivals), 1, 2)  # [T,K,M]
-    held, images = shown_contributions(own[-1]), run.dataset.images
+    held, images = shown_contributions(own[-1]), run.dataset.pictures
     size = pictures.tile_size(images.shape[1:], CROP)
     looks, records = {each.prototype: each for each in run.ranking}, []
     for record, of_prototype in zip(run.explanation.prototypes, members, strict=True):
@@ -198,7 +198,7 @@ def swapped(run: Run, table: dict, rng: np.random.Generator) -> dict | None:
 
 def first(run: Run, members: list[Members], maps: dict[int, np.ndarray], places: Places, crop_side: int) -> list[dict]:
     """The prototypes that deserve a look first: each in its images, framed, and why; arguments as in `prototypes`."""
-    assignments, images, labels = run.array("assignments"), run.dataset.images, np.array(run.array("labels"))
+    assignments, images, labels = run.array("assignments"), run.dataset.pictures, np.array(run.array("labels"))
     names, size, shown = run.explanation.classes, pictures.tile_size(images.shape[1:], LOOK), []
     for ranked in run.ranking[:FIRST]:
         k = ranked.prototype
@@ -214,7 +214,7 @@ def first(run: Run, members: list[Members], maps: dict[int, np.ndarray], places:
 
 def classes(run: Run, rng: np.random.Generator) -> list[dict]:
     """Each class: shared and specialised prototypes, support over time, and its groups with some of their members."""
-    labels, images = np.array(run.array("labels")), run.dataset.images
+    labels, images = np.array(run.array("labels")), run.dataset.pictures
     found = choose_groups(np.array(run.array("groups")), labels, run.own_confidence, len(run.explanation.classes), rng)
     size = pictures.tile_size(images.shape[1:], MEMBER)
     return [
@@ -268,7 +268,7 @@ def images(run: Run, chosen: Chosen, maps: dict[int, np.ndarray], places: Places
       maps: row to saliency `[T, h, w]`.
       places: of the map.
     """
-    rows, pixels = chosen.rows(), run.dataset.images
+    rows, pixels = chosen.rows(), run.dataset.pictures
     frame, large, thumb = (pictures.tile_size(pixels.shape[1:], side) for side in (FRAME, LARGE, THUMB))
     thumbs = pictures.grid_of([pictures.tile(pixels[row], thumb) for row in rows], THUMB_COLUMNS)
     stories = [_story(run, int(row), maps[int(row)], places, frame, large) for row in rows]
@@ -291,7 +291,7 @@ def images(run: Run, chosen: Chosen, maps: dict[int, np.ndarray], places: Places
 
 
 def _story(run, row, maps, places, frame, large):
-    told, pixels, assignments = run.story(row), run.dataset.images[row], run.array("assignments")[row]
+    told, pixels, assignments = run.story(row), run.dataset.pictures[row], run.array("assignments")[row]
     label = run.explanation.classes.index(told.label)
     others = [c for c in np.argsort(-told.confidence.max(axis=0), kind="stable") if c != label][:MAX_OTHERS]
     salient = [each for each in told.prototypes if each.share > 0][:MAX_CELLS]

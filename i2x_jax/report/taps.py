@@ -19,7 +19,14 @@ def tap_table(config: Config, data_dir: str | None) -> str:
     image_shape = (*image_shape[:2], planted_channels(config.data, image_shape[2]))
     model = config.model
     places = models.taps(
-        model.name, num_classes=num_classes, image_shape=image_shape, width=model.width, stem=model.stem
+        model.name,
+        num_classes=num_classes,
+        image_shape=image_shape,
+        width=model.width,
+        stem=model.stem,
+        patch=model.patch,
+        depth=model.depth,
+        pool=model.pool,
     )
     chosen = models.find_tap(model.name, model.tap, places)
     lines = [

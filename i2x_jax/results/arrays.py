@@ -60,7 +60,7 @@ ARRAYS: dict[str, dict[str, Spec]] = {
         "explained_variance_ratio": _spec("float32", "D", low=0),
         "inertia": _spec("float64", low=0),
         "fitted_locations": _spec("int64", low=1),
-        "blank": _spec("float32", "C", low=0),
+        "blank": _spec("float32", "C"),
     },
     "contributions.npz": {
         "mean": _spec("float32", "T M K R"),

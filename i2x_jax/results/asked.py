@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from i2x_jax.config import InputError
+from i2x_jax.data.source import Images
 
 # Of what somebody gave, in an error.
 SHOWN = 60
@@ -42,28 +43,30 @@ def one_of(value: Any, what: str, allowed: Sequence[str]) -> str:
     return value
 
 
-def pixels(value: Any, shape: tuple[int, ...]) -> np.ndarray:
+def pixels(value: Any, like: Images) -> np.ndarray:
     """An image of the user's own, as the network takes it.
 
     Args:
-      value: uint8 `[H, W, C]`, or `[H, W]` where C is 1; of NumPy, or anything that NumPy takes for an array.
-      shape: H, W, C of the images of the run.
+      value: `[H, W, C]`, or `[H, W]` where C is 1; of NumPy, or anything that NumPy takes for an array.
+      like: the images of the run, whose type and shape it must have.
 
     Returns:
-      uint8 `[H, W, C]`.
+      `[H, W, C]`.
 
     Raises:
       InputError: another type or shape; nothing is scaled or resized.
     """
+    shape, dtype = tuple(like.shape[1:]), np.dtype(like.dtype)
     array = np.asarray(value) if hasattr(value, "__array__") else None
     found = f"a {type(value).__name__}" if array is None else f"{array.dtype} {list(array.shape)}"
-    if array is not None and array.dtype == np.uint8 and array.shape in (shape, shape[:2]):
+    if array is not None and array.dtype == dtype and array.shape in (shape, shape[:2]):
         # Of a colour network a grey image is not its first channel.
         if array.ndim == 3 or shape[2] == 1:
             return array.reshape(shape)
+    levels = " of 0 to 255" if dtype == np.uint8 else ""
     grey = f" or {list(shape[:2])}" if shape[2] == 1 else ""
     raise InputError(
-        f"the image is {found}; allowed: a row of the run, or an array uint8 {list(shape)}{grey} of 0 to 255, the "
+        f"the image is {found}; allowed: a row of the run, or an array {dtype} {list(shape)}{grey}{levels}, the "
         "size that the network was given; convert it"
     )
 

@@ -113,8 +113,8 @@ def warnings(explanation: Explanation, map_shape: tuple[int, int], completeness_
     if completeness_error.max() > INCOMPLETE:
         worst = f"{100 * completeness_error.max():.0f} %"
         found.append(
-            f"Contributions miss the logits by up to {worst} of the largest: the head is not linear, and they are "
-            "gradient times activation."
+            f"Before what was missing was spread over them, contributions missed the logits by up to {worst} of the "
+            "largest: the head is not linear, and the points of a path from the blank image are too few for it."
         )
     return found
 
@@ -233,7 +233,7 @@ def order(ranking: Sequence[Ranked]) -> str:
     )
     if not any(each.drop for each in ranking):
         text += (
-            " The head of this network is no pool and linear layer: evidence is gradient times activation, and no "
+            " The head of this network is no pool and linear layer: evidence is counted from the blank image, and no "
             "prototype can be left out of a pool."
         )
     few = sum(each.rank is None for each in ranking)

@@ -437,7 +437,7 @@ class Run:
         assignments, final = self.array("assignments"), self.array("intensity")[-1]
         prototype = asked.whole(prototype, "the prototype", 0, final.shape[1] - 1)
         count = asked.whole(n, "the number of crops n", 1)
-        images = self.dataset.images
+        images = self.dataset.pictures
         variables = self.variables(self.steps[-1])
         side = crop_size(self.model, images.shape[1:])
         return stories.crops(
@@ -568,7 +568,7 @@ class Run:
         return seen._replace(intensity=measured.intensity, assignments=assignments, measure=lambda: measured)
 
     def _seen_own(self, image):
-        pixels = asked.pixels(image, self.dataset.images.shape[1:])
+        pixels = asked.pixels(image, self.dataset.images)
         assignments, measured = self._measure_anew(pixels)
         return stories.Seen(
             split="own",
@@ -598,7 +598,8 @@ class Run:
         # Opening the folder takes longer than reading a small network from it.
         with Checkpoints(self.path / CHECKPOINTS, read_only=True) as kept:
             checkpoints = (kept.restore_variables(int(step), like) for step in self.steps)
-            return measure_image(model, checkpoints, pixels, label, assignments, self.config.explain)
+            blank = self.arrays("prototypes")["blank"]
+            return measure_image(model, checkpoints, pixels, label, assignments, self.config.explain, blank)
 
     def _path(self, pixels, assignments, toward, prototype):
         """Evidence of an image `[H, W, C]` for weighted logits in its pixels, at the last checkpoint."""
@@ -738,7 +739,7 @@ class Run:
         story = self.story(image, split)
         label = self.explanation.classes.index(story.label or story.predicted)
         pixels = self.splits._asdict()[story.split].images[story.image] if story.split in SPLITS else image
-        parts = self._parts(asked.pixels(pixels, self.dataset.images.shape[1:]), story.assignments)
+        parts = self._parts(asked.pixels(pixels, self.dataset.images), story.assignments)
         both = np.concatenate([parts.seeing + parts.weighing, parts.bias[:, None]], axis=1)
         return ImageAccount(self.steps, np.asarray(story.confidence)[:, label], both[:, :, label])
 
@@ -890,7 +891,7 @@ class Run:
         from i2x_jax.results import plots
 
         crops = self.crops(prototype, n)
-        assignments, images = self.array("assignments"), self.dataset.images
+        assignments, images = self.array("assignments"), self.dataset.pictures
         if not len(crops.rows):
             raise InputError(f"no image has prototype {prototype}; allowed: one that occurs; choose another")
         members = np.flatnonzero((assignments == prototype).any((1, 2)))
@@ -914,9 +915,9 @@ class Run:
         told = self.story(image, split)
         maps = told.maps
         pixels = (
-            asked.pixels(image, self.dataset.images.shape[1:])
+            self.dataset.shown(asked.pixels(image, self.dataset.images))
             if told.image is None
-            else (self._set(told.split).images[told.image])
+            else (self._set(told.split).pictures[told.image])
         )
         numbers = [each.prototype for each in told.prototypes if each.share > 0]
         return plots.image_picture(pixels, told.assignments, numbers, maps, told.pixels().evidence, self.model.places)
@@ -958,4 +959,7 @@ def model_of(config: Config, dataset: Dataset) -> "Model":
         tap=config.model.tap,
         dtype=config.model.dtype,
         allow_1x1=config.model.allow_1x1,
+        patch=config.model.patch,
+        depth=config.model.depth,
+        pool=config.model.pool,
     )

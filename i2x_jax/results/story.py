@@ -316,9 +316,9 @@ def _batch_maps(model, cam, target):
 
     @functools.partial(jit, inference=True)
     def batch_maps(variables, images, labels):
-        features = model.features(variables, images)
-        classes = labels if target == "label" else model.head(variables, features).argmax(-1)
-        return saliency_maps(model, variables, features, classes, cam=cam)
+        tapped = model.cut(variables, images)
+        classes = labels if target == "label" else model.logits_of(variables, tapped).argmax(-1)
+        return saliency_maps(model, variables, tapped.features, classes, cam=cam, beside=tapped.beside)
 
     return batch_maps
 

@@ -208,10 +208,10 @@ def wavering(pair: PairExplanation, skipped: Collection[int], most: int = 8) -> 
 
 
 def completeness(errors: np.ndarray) -> str:
-    """A line where contributions do not add up to the logits: then they are gradient x activation, no more."""
+    """A line where contributions do not add up to the logits of themselves: what they miss is spread over them."""
     return (
-        f"Contributions miss the logits by up to {100 * errors.max():.0f} % of the largest: the head is not linear, "
-        "and they are gradient x activation"
+        f"Contributions missed the logits by up to {100 * errors.max():.0f} % of the largest before that was spread "
+        "over them: the head is not linear"
     )
 
 

@@ -287,7 +287,7 @@ def batch_norm_images(dataset: Dataset, seed: int) -> np.ndarray:
 @functools.partial(jit, inference=True, static_argnames="model")
 def batch_logits(model: Model, variables: Variables, images: jax.Array) -> jax.Array:
     """Logits `[B, M]` in evaluation mode, jitted."""
-    return model.head(variables, model.features(variables, images))
+    return model.logits(variables, images)
 
 
 def predict(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from i2x_jax.evidence import deletion
+from i2x_jax.models import Tapped
 from i2x_jax.models.places import Places, Span
 from tests.helpers import tiny_model, tiny_variables
 
@@ -63,9 +64,9 @@ def test_sums_by_prototype_are_those_of_a_loop():
 def test_what_logits_owe_to_locations_adds_up_to_them():
     model, variables = tiny_model(), tiny_variables()
     features = np.float32(np.random.default_rng(0).uniform(size=(5, *model.feature_shape)))
-    logits = np.asarray(deletion.logits_of(model, variables, features))
+    logits = np.asarray(deletion.logits_of(model, variables, Tapped(features)))
     kept = np.argsort(-logits, 1)[:, :2].astype(np.int32)
-    owed, maps = deletion.owed(model, variables, features, kept, "gradcam")
+    owed, maps = deletion.owed(model, variables, Tapped(features), features[:1], kept, "gradcam")
     bias = np.asarray(model.linear_head(variables)[1])
     np.testing.assert_allclose(owed.sum((1, 2)) + bias[kept], np.take_along_axis(logits, kept, 1), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(maps, np.maximum(owed[..., 0], 0), rtol=1e-4, atol=1e-5)

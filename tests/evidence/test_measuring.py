@@ -8,6 +8,7 @@ import pytest
 from i2x_jax.config import InputError
 from i2x_jax.data.dataset import batches
 from i2x_jax.evidence import measuring, prototypes
+from i2x_jax.models import Tapped
 from i2x_jax.pipeline import measure, summing
 from i2x_jax.training import loop as training
 from tests.helpers import (
@@ -48,8 +49,8 @@ def places_of(batch):
 
 def taken(model, settings, variables, images, labels, places, blank=NO_PATH):
     """What a checkpoint takes from images."""
-    features = measuring.batch_features(model, variables, images)
-    return measuring.take(model, settings, variables, features, labels, places, blank)
+    tapped = measuring.batch_tapped(model, variables, images)
+    return measuring.take(model, settings, variables, tapped, labels, places, blank)
 
 
 def measured(model=None, variables=None, batch_size=22, **settings):
@@ -66,7 +67,7 @@ def measured(model=None, variables=None, batch_size=22, **settings):
         measure.add(sums, jax.device_get(measure.batch_sums(found, None, batch.labels, batch.mask, 3)))
     counts = np.bincount(DATA.labels)[:, None, None]
     mean, std = summing.moments_of(sums["contribution"], sums["contribution_square"], counts)
-    bias = np.asarray(measuring.batch_bias(model, variables))
+    bias = np.asarray(measuring.batch_bias(model, variables, Tapped(NO_PATH)))
     return Contributions(mean, std, bias, sums["largest_error"]), *rows
 
 
@@ -78,7 +79,7 @@ def checkpoints_of(model, variables, **settings):
         model,
         measuring.Measuring(PROTOTYPES, **settings),
         variables.__getitem__,
-        [measuring.batch_features(model, each, blank) for each in variables],
+        [measuring.batch_tapped(model, each, blank) for each in variables],
         pca,
         np.random.default_rng(1).uniform(0, 1, (PROTOTYPES, 4)).astype(np.float32),
         np.tile(np.arange(3, dtype=np.int32), (3, 1)),
@@ -111,14 +112,14 @@ def features_and_logits(tap=""):
 
 
 @functools.cache
-def gradients(tap=""):
-    """dlogit_c / dF [N,M,h,w,d], one class at a time."""
+def gradients(tap="", place=1.0):
+    """dlogit_c / dF [N,M,h,w,d], one class at a time; or at a place on the line from no features to F."""
     features, _ = features_and_logits(tap)
 
     def of(label):
         return jax.grad(lambda f: tiny_model(tap).head(tiny_variables(), f)[:, label].sum())
 
-    return np.stack([np.asarray(of(label)(features)) for label in range(3)], axis=1)
+    return np.stack([np.asarray(of(label)(place * features)) for label in range(3)], axis=1)
 
 
 def slow_intensity(classes, tap="", against=None):
@@ -169,16 +170,21 @@ def test_confidence_is_the_softmax_of_the_logits():
 def test_contributions_are_means_and_deviations_over_the_samples_of_a_class(tap):
     found, *_ = measured(tiny_model(tap), batch_size=8)
     features, logits = features_and_logits(tap)
-    parts = np.einsum("nhwd,nchwd->nhwc", features.astype(np.float64), gradients(tap))
+    slopes = np.mean([gradients(tap, (place + 0.5) / 16) for place in range(16)], axis=0, dtype=np.float64)
+    parts = np.einsum("nhwd,nchwd->nhwc", features.astype(np.float64), slopes)
     stored = np.stack([(parts * (ASSIGNMENTS == k)[..., None]).sum((1, 2)) for k in range(PROTOTYPES)], axis=1)
+    bias = np.asarray(tiny_model(tap).head(tiny_variables(), NO_PATH))[0]
+    missing = logits - bias - stored.sum(1)
+    if tap:
+        # What the points of the path miss is spread in proportion to the size of the evidence.
+        stored += (missing / np.abs(stored).sum(1))[:, None] * np.abs(stored)
     for label in range(3):
         rows = stored[DATA.labels == label]
         np.testing.assert_allclose(found.mean[label], rows.mean(0), **DEEP)
         # A deviation is the root of a difference of squares: half of the digits are lost.
         np.testing.assert_allclose(found.std[label], rows.std(0), rtol=1e-3, atol=1e-3)
-    bias = np.asarray(tiny_model(tap).head(tiny_variables(), np.zeros((1, 4, 4, 8), np.float32)))[0]
     np.testing.assert_allclose(found.bias, bias, **ROUNDING)
-    error = np.abs(stored.sum(1) + bias - logits).max(-1) / np.abs(logits).max(-1)
+    error = np.abs(missing).max(-1) / np.abs(logits).max(-1)
     assert found.completeness_error == pytest.approx(error.max(), rel=1e-3, abs=1e-5)
     # Exact for the linear head, and really an error for the other.
     assert (found.completeness_error < 1e-5) == (tap == "")
@@ -259,11 +265,10 @@ def test_is_traced_once_over_checkpoints_and_batches(name):
     heard = []
     measure.measure_block(checkpoints, DATA, empty_rows(3), np.arange(3), 0, 8, heard.append)
     assert heard == [8, 8, 6]
-    # Of the head, what is measured, and the logits of no features.
-    assert len(traces) == 2
+    assert len(traces) == (1 if name == "head" else 2)
     others = [tiny_variables(seed) for seed in range(3, 6)]
     measure.measure_block(checkpoints._replace(variables=others.__getitem__), DATA, empty_rows(3), np.arange(3), 0, 8)
-    assert len(traces) == 2
+    assert len(traces) == (1 if name == "head" else 2)
 
 
 def test_the_same_checkpoint_measured_twice_gives_the_same():
@@ -339,7 +344,8 @@ def test_a_block_is_what_its_checkpoints_are_alone():
     assert len(np.unique(places)) > 2
     labels, everybody = DATA.labels, np.ones(22, bool)
     for t, held in enumerate(variables):
-        found = taken(tiny_model(), checkpoints.settings, held, DATA.images, labels, places, checkpoints.blanks[t])
+        blank = checkpoints.blanks[t].features
+        found = taken(tiny_model(), checkpoints.settings, held, DATA.images, labels, places, blank)
         np.testing.assert_allclose(rows.intensity[t], found.intensity, **ROUNDING)
         np.testing.assert_allclose(rows.confidence[t], found.confidence, **ROUNDING)
         expected = measuring.class_sums(found.evidence, labels, everybody, 3)

@@ -9,6 +9,7 @@ import pytest
 from i2x_jax.config import SIGNED_CAMS
 from i2x_jax.evidence import saliency
 from i2x_jax.evidence.saliency import RULES, saliency_maps
+from i2x_jax.models import Tapped
 from tests.helpers import COMPLETENESS, DEEP, PRINTED, ROUNDING, planted, tiny_model, tiny_variables, with_head
 
 CAMS = {
@@ -19,6 +20,9 @@ CAMS = {
 }
 CLASSES = np.array([0, 1, 2, 2, 1, 0, 1, 2], np.int32)
 AGAINST = np.array([1, 2, 0, 1, 0, 2, 0, 0], np.int32)
+
+
+NOTHING = np.zeros((1, 4, 4, 8), np.float32)
 
 
 def general(model):
@@ -90,9 +94,12 @@ class TestClosedForm:
             maps_of(tiny_model(), feature_maps(), CLASSES, AGAINST, cam)
 
     def test_contributions_equal_the_general_path(self):
-        model, features = tiny_model(), feature_maps()
-        fast, slow = (saliency.contributions(one, tiny_variables(), features) for one in (model, general(model)))
-        np.testing.assert_allclose(fast, slow, **ROUNDING)
+        tapped = Tapped(feature_maps())
+        fast, slow = (
+            saliency.contributions(one, tiny_variables(), tapped, NOTHING)
+            for one in (tiny_model(), general(tiny_model()))
+        )
+        np.testing.assert_allclose(fast, slow, **DEEP)
 
 
 @pytest.mark.parametrize("cam", RULES)
@@ -162,7 +169,7 @@ class TestMargin:
 
     def test_hirescam_of_a_margin_is_the_difference_of_contributions(self):
         features = feature_maps()
-        parts = np.asarray(saliency.contributions(tiny_model(), tiny_variables(), features))
+        parts = np.asarray(saliency.contributions(tiny_model(), tiny_variables(), Tapped(features), None))
         rows = np.arange(8)
         expected = parts[rows, ..., CLASSES] - parts[rows, ..., AGAINST]
         np.testing.assert_allclose(maps_of(tiny_model(), features, CLASSES, AGAINST, "hirescam"), expected, **ROUNDING)
@@ -179,21 +186,34 @@ class TestContributions:
         model, variables, images = tiny_model(), tiny_variables(), planted(24).images
         features = jax.jit(model.features)(variables, images)
         logits = np.asarray(model.head(variables, features))
-        parts = saliency.contributions(model, variables, features)
-        found = np.asarray(parts.sum((1, 2)) + saliency.bias(model, variables))
+        parts = saliency.contributions(model, variables, Tapped(features), None)
+        found = np.asarray(parts.sum((1, 2)) + saliency.bias(model, variables, Tapped(NOTHING)))
         assert parts.shape == (24, 4, 4, 3)
         assert np.abs(found - logits).max() <= COMPLETENESS * np.abs(logits).max()
         np.testing.assert_allclose(
-            saliency.bias(model, variables), variables["params"]["classifier"]["bias"], **ROUNDING
+            saliency.bias(model, variables, Tapped(NOTHING)), variables["params"]["classifier"]["bias"], **ROUNDING
         )
 
-    def test_of_a_deeper_head_they_are_gradient_times_activation(self):
-        model, variables, features = tiny_model("conv2"), tiny_variables(), feature_maps(3)
-        found = np.asarray(saliency.contributions(model, variables, features))
-        for label in range(3):
-            gradients = jax.grad(lambda f, label=label: model.head(variables, f)[:, label].sum())(features)
-            np.testing.assert_allclose(found[..., label], (features * gradients).sum(-1), **DEEP)
+    def test_of_a_deeper_head_they_are_counted_from_the_blank_image(self):
+        model, variables, tapped = tiny_model("conv2"), tiny_variables(), Tapped(feature_maps(3))
+        blank = feature_maps(1, seed=5)
+        found = np.asarray(saliency.contributions(model, variables, tapped, blank))
+        bias = saliency.bias(model, variables, Tapped(blank))
+        np.testing.assert_allclose(found.sum((1, 2)) + bias, model.head(variables, tapped.features), **DEEP)
+        slopes = np.zeros((3, 3, 4, 4, 8))
+        for place in (np.arange(16) + 0.5) / 16:
+            at = np.float32(blank + place * (tapped.features - blank))
+            for label in range(3):
+                of_label = jax.grad(lambda f, label=label: model.head(variables, f)[:, label].sum())
+                slopes[:, label] += np.asarray(of_label(at)) / 16
+        plain = np.einsum("nhwd,nchwd->nhwc", tapped.features - blank, slopes)
+        # Before what the points miss was spread.
+        np.testing.assert_allclose(found, plain, atol=0.05 * np.abs(plain).max())
         assert found.min() < 0 < found.max()
+        two = saliency.contributions(model, variables, tapped, blank, np.array([[0, 2]] * 3))
+        np.testing.assert_allclose(two, found[..., [0, 2]], **DEEP)
+        itself = saliency.contributions(model, variables, Tapped(blank), blank)
+        np.testing.assert_array_equal(itself, 0)
 
 
 def test_maps_under_jit_are_traced_once():

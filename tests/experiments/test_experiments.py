@@ -64,6 +64,8 @@ def test_its_map_is_at_least_4x4(path):
         image_shape=image_shape,
         stem=config.model.stem,
         tap=config.model.tap,
+        patch=config.model.patch,
+        depth=config.model.depth,
     )
     assert min(model.feature_shape[:2]) >= 4
     assert model.feature_shape[2] >= config.explain.pca_dims

@@ -2,11 +2,13 @@
 
 import dataclasses
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import planted
-from own_networks import CLASSES
+from own_networks import CHECKPOINTS, CLASSES, SETTINGS, plain_features, plain_head
 
+import i2x_jax
 from i2x_jax import Run
 from i2x_jax.data.dataset import Dataset
 from i2x_jax.explanation import ranking
@@ -16,15 +18,18 @@ from i2x_jax.pipeline.directory import RunDirectory
 K = 4
 
 
+def again(explained, linear_head):
+    """The same run, of a network of which another closed form of its head is known, or none."""
+    run = Run(explained.path)
+    run.splits, run.abstract_variables = explained.splits, explained.abstract_variables
+    run.model = dataclasses.replace(explained.model, linear_head=linear_head)
+    return run
+
+
 @pytest.fixture
 def with_head(explained):
     """The same run, whose network says that its head is a pool and a linear layer."""
-    run = Run(explained.path)
-    run.splits, run.abstract_variables = explained.splits, explained.abstract_variables
-    run.model = dataclasses.replace(
-        explained.model, linear_head=lambda variables: (variables["classifier"], variables["bias"])
-    )
-    return run
+    return again(explained, lambda variables: (variables["classifier"], variables["bias"]))
 
 
 def census_of(run):
@@ -38,14 +43,16 @@ def left_out(run, folder, *sets):
 
 
 def test_a_head_that_is_not_known_to_be_linear_is_read_by_its_contributions(explained, with_head):
-    found = [rank.evidence_of(run, census_of(run)) for run in (explained, with_head)]
+    found = [rank.evidence_of(run, census_of(run)) for run in (again(explained, None), with_head)]
     np.testing.assert_allclose(*found, rtol=1e-3, atol=1e-5)
-    np.testing.assert_allclose(explained.arrays("ranking")["evidence"], found[0][-1], rtol=1e-6)
+    np.testing.assert_allclose(explained.arrays("ranking")["evidence"], found[0][-1], rtol=1e-3, atol=1e-5)
     assert found[0].shape == (4, K, CLASSES)
     assert found[0].max() > 0.1
 
 
-def test_without_a_pool_nothing_is_left_out(explained, tmp_path):
+def test_without_a_pool_nothing_is_left_out(data, tmp_path):
+    model = i2x_jax.OwnModel(plain_features, lambda held, maps: jnp.tanh(plain_head(held, maps)))
+    explained = i2x_jax.explain(model, CHECKPOINTS[:2], data, SETTINGS, tmp_path / "run")
     assert explained.arrays("ranking")["gained"].shape == (0, K)
     assert explained.ranking[0].drop == {}
     assert not left_out(explained, tmp_path, explained.splits.validation)["samples"].size

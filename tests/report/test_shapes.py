@@ -93,7 +93,7 @@ def fake_run(shape, channels=1, prototypes=3, classes=2, count=12, checkpoints=3
         explanation=explanation,
         ranking=ranking,
         prototypes=[(explanation.prototypes[each.prototype], each) for each in ranking],
-        dataset=types.SimpleNamespace(images=images, labels=labels),
+        dataset=types.SimpleNamespace(images=images, pictures=images, labels=labels),
         steps=np.arange(checkpoints),
         array=arrays.__getitem__,
         arrays=archives.__getitem__,

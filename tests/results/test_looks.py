@@ -63,10 +63,10 @@ def test_alarms_say_what_they_rest_on():
 
 
 def test_the_order_says_what_it_rests_on():
-    assert "gradient times activation" not in findings.order([FOUND])
+    assert "counted from the blank image" not in findings.order([FOUND])
     assert "Not ranked" not in findings.order([FOUND])
     others = [dataclasses.replace(FOUND, drop={}), dataclasses.replace(FOUND, drop={}, rank=None)]
-    assert "evidence is gradient times activation, and no prototype can be left out" in findings.order(others)
+    assert "evidence is counted from the blank image, and no prototype can be left out" in findings.order(others)
     assert "Not ranked, and last: 1 of under 0.05 % of the locations." in findings.order(others)
 
 

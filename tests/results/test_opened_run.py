@@ -326,4 +326,4 @@ def test_wrong_arguments_get_one_line(run, ask, words):
 
 def test_a_grey_image_is_no_colour_image():
     with pytest.raises(InputError, match=r"uint8 \[8, 8\]; allowed: .* uint8 \[8, 8, 3\] of 0 to 255"):
-        asked.pixels(np.zeros((8, 8), np.uint8), (8, 8, 3))
+        asked.pixels(np.zeros((8, 8), np.uint8), np.zeros((1, 8, 8, 3), np.uint8))
