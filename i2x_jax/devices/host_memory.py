@@ -2,8 +2,11 @@
 
 import ctypes
 import mmap
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    # The start of the program does without it.
+    import numpy as np
 
 # Parameters of mallopt(3), from glibc's malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
@@ -23,7 +26,7 @@ def keep_freed_memory() -> None:
         mallopt(M_ARENA_MAX, 1)
 
 
-def release(array: np.memmap) -> None:
+def release(array: "np.memmap") -> None:
     """Has a process let go of the pages of a mapped file, all of which are on disk; they are read again when needed.
 
     Otherwise everything that was once looked at counts as the process's memory, which grows with the number of images.

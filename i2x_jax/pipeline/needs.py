@@ -26,7 +26,7 @@ from i2x_jax.pipeline.prototypes import SAMPLE_BYTES, locations_wanted
 from i2x_jax.pipeline.train import checkpoint_steps
 from i2x_jax.refinement.strategies import count_phases
 from i2x_jax.results.arrays import ARRAYS
-from i2x_jax.results.files import ACCOUNT, CHECKPOINTS, LEDGER, STEPS
+from i2x_jax.results.files import ACCOUNT, ACCOUNTED, CHECKPOINTS, LEDGER, STEPS
 from i2x_jax.training import loop as training
 
 NPY_HEADER = 128
@@ -97,6 +97,7 @@ def scale_of(config: Config, splits: Splits, model: Model, steps: Sequence[int] 
     sizes = {"T": t, "I": t - 1, "J": max(t - 2, 0), "N": len(train.labels), "K": k, "A": k + 1, "M": m, "R": kept}
     sizes |= {"Y": kept + 1 if m > MANY_CLASSES and kept + 1 < m else m, "h": h, "w": w, "d": d}
     sizes |= {"D": settings.pca_dims, "C": train.images.shape[3], "P": 2 * len(train.labels) // m}
+    sizes["W"] = sizes["N"] if isinstance(config.explain.ledger, str) else min(config.explain.ledger, sizes["N"])
     sizes |= {"Q": (1 + ("audit" in counts)) * (model.linear_head is not None)}
     for symbol, name in (("V", "validation"), ("E", "test"), ("G", "audit"), ("B", "unbiased")):
         sizes[symbol] = counts.get(name, 0)
@@ -132,12 +133,13 @@ def file_bytes(name: str, sizes: dict[str, int]) -> int:
 
 def files_made(step: str, config: Config, splits: Splits) -> list[str]:
     """The arrays among the files that a step leaves, those that not every run has among them."""
-    left_out = () if config.explain.ledger == "all" else (LEDGER, ACCOUNT)
+    left_out = (LEDGER, ACCOUNT) if config.explain.ledger == "none" else ()
     names = [name for name in STEPS[step][1] if name in ARRAYS and name not in left_out]
     if step == "train":
         names += ["rows.npy"]
     if step == "evidence":
         names += [f"{name}.npz" for name in ("audit", "unbiased") if name in splits.sets()]
+        names += [] if isinstance(config.explain.ledger, str) else [ACCOUNTED]
         names += ["pair_intensity.npy"] if config.explain.pair_target == "margin" else []
     return names
 

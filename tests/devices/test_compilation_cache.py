@@ -53,7 +53,7 @@ def test_the_next_process_takes_what_was_kept_and_computes_the_same(tmp_path):
     assert (without["taken"], without["written"]) == (0, 0)
     kept = {path.name.split("-")[0] for path in entries(folder)}
     assert "jit_train_step" in kept
-    assert ("jit_batch_features" in kept) != has_onednn()
+    assert ("jit_batch_tapped" in kept) != has_onednn()
     # As a process leaves them that is killed while it writes, or whose disk is full.
     whole = entries(folder)[-1].read_bytes()
     entries(folder)[0].write_bytes(b"")

@@ -146,7 +146,7 @@ def test_a_process_without_any_of_them_computes_and_keeps_its_programs(tmp_path)
     assert second["written"] == 0
     assert first["digest"] == second["digest"]
     # Without oneDNN, that of the evidence is kept too.
-    assert list(tmp_path.glob("jit_batch_features*-cache"))
+    assert list(tmp_path.glob("jit_batch_tapped*-cache"))
 
 
 @pytest.mark.slow

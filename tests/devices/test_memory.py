@@ -16,6 +16,7 @@ import pytest
 from programs import ROOT
 
 from i2x_jax.evidence import measuring, prototypes
+from i2x_jax.models import Tapped
 from i2x_jax.pipeline import measure
 from i2x_jax.training import loop as training
 from tests.helpers import planted, tiny_model, tiny_variables
@@ -72,7 +73,7 @@ def test_evidence_of_many_batches():
         tiny_model(),
         measuring.Measuring(3),
         variables.__getitem__,
-        [blank] * 3,
+        [Tapped(blank)] * 3,
         pca,
         np.eye(8, dtype=np.float32)[:3],
         np.tile(np.arange(3, dtype=np.int32), (3, 1)),

@@ -9,7 +9,7 @@ from helpers import one_line, tiny_model, tiny_variables
 
 from i2x_jax import InputError, Run
 from i2x_jax.evidence import pixels
-from i2x_jax.evidence.measuring import batch_features
+from i2x_jax.evidence.measuring import batch_tapped
 from i2x_jax.evidence.saliency import contributions
 
 
@@ -76,7 +76,9 @@ def test_prototypes_share_the_whole_and_have_their_contributions(seen):
     whole = np.asarray(pixels.path_pixels(model, variables, start, images, toward(0, 0, 1))[0])
     shares = [pixels.path_pixels(model, variables, start, images, toward(0, 0, 1), places == k)[0] for k in range(3)]
     np.testing.assert_allclose(np.sum(shares, 0), whole, atol=1e-4 * np.abs(whole).max())
-    owed = [np.asarray(contributions(model, variables, batch_features(model, variables, e))) for e in (images, start)]
+    owed = [
+        np.asarray(contributions(model, variables, batch_tapped(model, variables, e), None)) for e in (images, start)
+    ]
     change = (owed[0] - owed[1])[..., 2]
     for k, share in enumerate(shares):
         expected = np.where(places == k, change, 0).sum((1, 2))

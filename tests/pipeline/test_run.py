@@ -142,6 +142,7 @@ class TestFiles:
         expected = {name for _, names in STEPS.values() for name in names} | {
             "config.json",
             "metrics.jsonl",
+            "rows.npy",
             "checkpoints",
         }
         assert {path.name for path in finished.iterdir()} == expected

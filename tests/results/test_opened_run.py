@@ -104,11 +104,12 @@ class TestStory:
         told = opened.story(7)
         assert told.prototypes == () or told.prototypes[0].share == explained.story(7).prototypes[0].share
         assert told.prototypes
+        assert told.row == explained.story(7).row
         held = opened.story(3, "test")
         np.testing.assert_array_equal(held.confidence, explained.arrays("test")["confidence"][:, 3])
         assert (held.prototypes, held.assignments) == ((), None)
         assert "take the model and the images" in held.reason
-        asks = (lambda: told.contributions, lambda: told.row, lambda: held.why(), lambda: opened.plot_image(7))
+        asks = (lambda: told.contributions, lambda: held.why(), lambda: opened.plot_image(7))
         for ask in (*asks, lambda: opened.story(np.zeros((8, 8), np.uint8)), lambda: opened.story(7, "given")):
             with pytest.raises(InputError) as error:
                 ask()
