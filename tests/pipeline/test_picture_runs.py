@@ -20,7 +20,8 @@ from i2x_jax.results.files import read_header
 from tests.helpers import one_line
 
 # What names the data, or is of files alone.
-OF_THE_NAME = {"config.json", "report.html", "pictures.npy (missing)"}
+# Rows are counted in the data that were given, here without the test images.
+OF_THE_NAME = {"config.json", "report.html", "rows.npy", "pictures.npy (missing)"}
 # What the run `finished` has beside, which was refined.
 REFINED = {"refinement.json (missing)"}
 
