@@ -201,6 +201,16 @@ class TestLedgers:
             one_line(error)
 
 
+def test_mean_contributions_and_biases_are_the_mean_logits(run):
+    """Logits are told by confidences up to one number for each image: held against the mean of all."""
+    labels, found = np.asarray(run.array("labels")), run.arrays("contributions")
+    for t, confidence in enumerate(run.array("confidence")):
+        for label, columns in enumerate(run.rivals):
+            logits = np.log(np.asarray(confidence, np.float64)[labels == label][:, columns])
+            told = found["mean"][t, label].sum(0) + found["bias"][t, columns]
+            np.testing.assert_allclose(told - told.mean(), (logits - logits.mean(1, keepdims=True)).mean(0), atol=1e-3)
+
+
 class TestRanking:
     def test_the_table_has_a_row_each_in_the_order_of_the_evidence(self, run):
         rows = run.records("prototypes")
