@@ -29,8 +29,25 @@ def _mixed(values):
     return values ^ (values >> np.uint64(31))
 
 
+def turns(hashed: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """In which turn each sample comes where every class draws one a turn, by the smallest hash: int64 `[N]`, from 0."""
+    turn, order = np.empty(len(labels), np.int64), np.lexsort((hashed, labels))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
+    turn[order] = np.arange(len(labels)) - starts[labels[order]]
+    return turn
+
+
 def explained(train: Dataset, settings: ExplainConfig, seed: int) -> Dataset:
     """The training images that are explained, in their order; the whole set, as it is, where nothing is left out.
+
+    Arguments as in `explained_rows`.
+    """
+    rows = explained_rows(train, settings, seed)
+    return train if len(rows) == len(train.labels) else train.take(rows)
+
+
+def explained_rows(train: Dataset, settings: ExplainConfig, seed: int) -> np.ndarray:
+    """Which of the training images are explained: int64, ascending.
 
     Of `explain.max_images` each class gets as many as any other, as far as it has them: those whose hashes of (seed,
     index in the user's data) are smallest. So fewer images are some of those of more.
@@ -46,12 +63,9 @@ def explained(train: Dataset, settings: ExplainConfig, seed: int) -> Dataset:
     if 0 < most < len(rows):
         given = rows if train.rows is None else train.rows[rows]
         hashed, labels = hashes(given, seed), train.labels[rows]
-        place, order = np.empty(len(rows), np.int64), np.lexsort((hashed, labels))
-        starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])
-        place[order] = np.arange(len(rows)) - starts[labels[order]]
-        # One of each class, then another of each; whose turn comes last is left to the hash.
-        rows = np.sort(rows[np.lexsort((hashed, place))[:most]])
-    return train if len(rows) == len(train.labels) else train.take(rows)
+        # In the last turn the hash decides which classes still draw.
+        rows = np.sort(rows[np.lexsort((hashed, turns(hashed, labels)))[:most]])
+    return rows
 
 
 def check_part(train: Dataset, settings: ExplainConfig, pair: Sequence[str], seed: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from i2x_jax.config import InputError
 from i2x_jax.data.dataset import Batch, Dataset, batches
-from i2x_jax.data.part import hashes
+from i2x_jax.data.part import hashes, turns
 from i2x_jax.devices.host_memory import release
 from i2x_jax.devices.mesh import ahead, divisible, fetch, own_rows, own_rows_of, replicate, shard, shard_own
 from i2x_jax.evidence import measuring, prototypes
@@ -121,10 +121,8 @@ def accounted_rows(labels: np.ndarray, wanted: int, seed: int) -> np.ndarray:
       wanted: how many in all, at most; at least one of each class.
       seed: of the hash.
     """
-    order = np.argsort(hashes(np.arange(len(labels)), seed), kind="stable")
-    classes = np.unique(labels)
-    each = max(1, wanted // len(classes))
-    return np.sort(np.concatenate([order[labels[order] == label][:each] for label in classes]))
+    each = max(1, wanted // len(np.unique(labels)))
+    return np.flatnonzero(turns(hashes(np.arange(len(labels)), seed), labels) < each)
 
 
 def account_for(
