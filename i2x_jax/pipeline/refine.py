@@ -81,7 +81,7 @@ def plan_leaving_out(
     reasons = {name: reason for name in idle if set(refinement.phases(name)) != {"full"}}
 
     # Where a part was explained, only images of that part can be left out; training is on the others too.
-    trained = np.flatnonzero(np.isin(work.splits.train.rows, work.dataset.rows))
+    trained = work.explained_rows
 
     def sets(draws):
         left_out = refinement.left_out_sets(curated.left_out, work.dataset.labels, work.own_confidence, draws)

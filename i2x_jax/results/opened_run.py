@@ -178,6 +178,11 @@ class Run:
         return part.explained(self.splits.train, self.config.explain, self.config.seed)
 
     @property
+    def explained_rows(self) -> np.ndarray:
+        """Where the samples of `dataset` stand in `splits.train`, int64, ascending."""
+        return part.explained_rows(self.splits.train, self.config.explain, self.config.seed)
+
+    @property
     def part(self) -> str:
         """Which part of the training images was explained, in words; '' where it was all of them."""
         images = read_header(self.path)["provenance"].get("images", {})
@@ -208,7 +213,7 @@ class Run:
                 "--config.data.plant and another workdir"
             )
         masks = planted.masks(getattr(self.splits, split))
-        return masks[np.isin(self.splits.train.rows, self.dataset.rows)] if split == "train" else masks
+        return masks[self.explained_rows] if split == "train" else masks
 
     @functools.cached_property
     def explanation(self) -> Explanation:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from i2x_jax import Run
 from i2x_jax.config import InputError, from_config_dict, to_dict
 from i2x_jax.pipeline import stages as pipeline
 from i2x_jax.pipeline.directory import RunDirectory
-from i2x_jax.pipeline.refine import curation
+from i2x_jax.pipeline.refine import curation, plan_leaving_out
 from i2x_jax.results.files import files_of, read_config, refinement_names, seed_file
 from i2x_jax.results.summary import best
 from tests.helpers import one_line
@@ -51,6 +52,18 @@ def test_another_refinement_leaves_the_run_as_it_was(both):
     changed_files = {name for name in now.keys() & before.keys() if now[name][0] != before[name][0]}
     assert changed_files <= {"config.json"}
     assert read_config(workdir).refine.name == ""
+
+
+def test_a_training_set_that_was_taken_from_no_other_knows_what_is_left_out(finished):
+    """Pictures with a validation folder of their own: nothing was held out of them, and no rows are noted."""
+    runs = [Run(finished) for _ in range(2)]
+    runs[1].splits = runs[1].splits._replace(train=runs[1].splits.train._replace(rows=None))
+    pair, curated = curation(runs[0], runs[0].config.refine)
+    plans = [plan_leaving_out(run, run.config.refine, types.SimpleNamespace(pair=pair), curated) for run in runs]
+    one, other = (plan.sets(np.random.default_rng(0)) for plan in plans)
+    assert one.keys() == other.keys()
+    for name in one:
+        np.testing.assert_array_equal(one[name].images, other[name].images)
 
 
 def test_it_records_its_settings_and_what_it_chose(both):
