@@ -41,6 +41,11 @@ class Dataset(NamedTuple):
     display: Display | None = None
 
     @property
+    def given_rows(self) -> np.ndarray:
+        """`rows`, and of a whole data set the index of each sample: int64 `[N]`."""
+        return np.arange(len(self.labels)) if self.rows is None else self.rows
+
+    @property
     def pictures(self) -> Images:
         """The images as they are shown: uint8 of 1 or 3 channels."""
         return self.images if self.display is None else Shown(self.images, self.display)
@@ -51,8 +56,8 @@ class Dataset(NamedTuple):
 
     def take(self, indices: np.ndarray) -> "Dataset":
         """The samples at `indices`, in that order; `rows` remember where they stood in the first data set."""
-        rows = np.arange(len(self.labels)) if self.rows is None else self.rows
-        return self._replace(images=chosen(self.images, indices), labels=self.labels[indices], rows=rows[indices])
+        rows = self.given_rows[indices]
+        return self._replace(images=chosen(self.images, indices), labels=self.labels[indices], rows=rows)
 
 
 class Batch(NamedTuple):

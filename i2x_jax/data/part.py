@@ -61,8 +61,7 @@ def explained_rows(train: Dataset, settings: ExplainConfig, seed: int) -> np.nda
     wanted = np.array([name in names for name in train.class_names], bool)[train.labels]
     rows, most = np.flatnonzero(wanted), settings.max_images
     if 0 < most < len(rows):
-        given = rows if train.rows is None else train.rows[rows]
-        hashed, labels = hashes(given, seed), train.labels[rows]
+        hashed, labels = hashes(train.given_rows[rows], seed), train.labels[rows]
         # In the last turn the hash decides which classes still draw.
         rows = np.sort(rows[np.lexsort((hashed, turns(hashed, labels)))[:most]])
     return rows

@@ -95,7 +95,7 @@ def draw_cues(dataset: Dataset, settings: DataConfig, biased: bool) -> Cues:
       InputError: the cue does not fit the images, or more classes than there are colours.
     """
     check_plant(settings, dataset.images.shape[1:], len(dataset.class_names))
-    rows = np.arange(len(dataset.labels)) if dataset.rows is None else dataset.rows
+    rows = dataset.given_rows
     draws = {what: _uniform(settings.plant_seed, biased, what, rows) for what in (SHOWN, ROW, COLUMN, CODE)}
     size, classes = _size(settings), len(dataset.class_names)
     corners = np.stack([_places(settings, draws, axis, dataset.images.shape[1 + axis]) for axis in (0, 1)], -1)

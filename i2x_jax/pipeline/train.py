@@ -95,8 +95,7 @@ def train(directory: RunDirectory, work: Run) -> None:
 
 def save_rows(folder: pathlib.Path, explained: Dataset, steps: Sequence[int]) -> None:
     """labels.npy and rows.npy of the training images that are explained, and steps.npy of the kept checkpoints."""
-    rows = np.arange(len(explained.labels)) if explained.rows is None else explained.rows
-    np.save(folder / "rows.npy", np.asarray(rows, np.int64))
+    np.save(folder / "rows.npy", np.asarray(explained.given_rows, np.int64))
     np.save(folder / "labels.npy", explained.labels)
     np.save(folder / "steps.npy", np.array(steps, np.int32))
 
