@@ -202,7 +202,7 @@ def _adopted(path, explained, given, digest, trust):
     directory = RunDirectory(path, is_main(), barrier)
     scale = needs.scale_of(settings, splits, own, [each.step for each in given], like)
     wanted = needs.needs_of(settings, splits, own, scale)
-    needs.check_fits({step: wanted[step] for step in wanted if step in ("train", *makers)}, directory.path)
+    needs.check_fits(wanted, ("train", *makers), directory.path)
     with directory.locked():
         directory.check_config(settings)
         directory.barrier("directory checked")

@@ -9,7 +9,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,10 +19,12 @@ from i2x_jax.config import CONTROLS, OWN, Config, InputError
 from i2x_jax.data.dataset import Splits
 from i2x_jax.data.part import explained
 from i2x_jax.devices.mesh import divisible
+from i2x_jax.explanation.mapping import NUM_FOLDS
 from i2x_jax.explanation.rivals import MANY_CLASSES, RIVALS
 from i2x_jax.models.model import Model
 from i2x_jax.pipeline.programs import Program, batch_programs, cost, forward_programs, layout_over
 from i2x_jax.pipeline.prototypes import SAMPLE_BYTES, locations_wanted
+from i2x_jax.pipeline.repair import PHASES_UNSEEN
 from i2x_jax.pipeline.train import checkpoint_steps
 from i2x_jax.refinement.strategies import count_phases
 from i2x_jax.results.arrays import ARRAYS
@@ -34,7 +36,6 @@ NPY_HEADER = 128
 ORBAX = 40_000
 # What XLA holds of programs that it compiles, and what libraries take that are imported later.
 COMPILING = 400 * 2**20
-FOLDS = 5
 
 
 class Need(NamedTuple):
@@ -171,7 +172,7 @@ def needs_of(config: Config, splits: Splits, model: Model, scale: Scale) -> dict
         "evidence": by_class * (2 * t + 4 * (t - 1)) + by_class * 4 * t + 2 * 4 * t * held_out * m,
         "ranking": 3 * 8 * t * k * m,
         # Products of intensities by class and fold, whole and less each fold.
-        "mapping": n * (8 * 6 * k + 8 * 4 * s["Y"]) + 8 * m * 2 * (FOLDS + 1) * k * (k + r + 1) + 4 * by_class * t,
+        "mapping": n * (8 * 6 * k + 8 * 4 * s["Y"]) + 8 * m * 2 * (NUM_FOLDS + 1) * k * (k + r + 1) + 4 * by_class * t,
         "contact_sheet": 4 * n * k + 2 * n * s["h"] * s["w"],
         "report": 4 * 2 * n * k + 2 * n * s["h"] * s["w"] + 4 * by_class,
     }
@@ -180,27 +181,26 @@ def needs_of(config: Config, splits: Splits, model: Model, scale: Scale) -> dict
     images["train"] = 0 if config.model.name == OWN else config.train.epochs * scale.train
     images["refine"] = 0 if config.model.name == OWN else config.refine.seeds * phases_of(config) * scale.train
     # Of a network from elsewhere there is no optimizer.
-    checkpoints = (state + ORBAX) * t
-    found = {}
-    for step in STEPS:
-        beside = checkpoints if step == "train" else texts.get(step, 0)
-        scratch = {"train": state * (scale.candidates - t + 1), "prototypes": sample if sample > SAMPLE_BYTES else 0}
-        on_device = device.get(step, device["train"] if step == "refine" else 0)
-        found[step] = Need(
+    beside = texts | {"train": (state + ORBAX) * t}
+    scratch = {"train": state * (scale.candidates - t + 1), "prototypes": sample if sample > SAMPLE_BYTES else 0}
+    device["refine"], host["refine"] = device["train"], host["train"]
+    return {
+        step: Need(
             images.get(step, 0),
-            host.get(step, host["train"] if step == "refine" else 0) + on_device * on_host,
-            on_device,
-            disk[step] + beside,
+            host.get(step, 0) + device.get(step, 0) * on_host,
+            device.get(step, 0),
+            disk[step] + beside.get(step, 0),
             scratch.get(step, 0),
         )
-    return found
+        for step in STEPS
+    }
 
 
 def phases_of(config: Config) -> int:
     """Phases that a seed of the refinement trains, each as long as a pass over the training images."""
     settings = config.refine
     if settings.acts:
-        return count_phases([*settings.actions, *CONTROLS], settings.phases or 2)
+        return count_phases([*settings.actions, *CONTROLS], settings.phases or PHASES_UNSEEN)
     return count_phases(settings.strategies)
 
 
@@ -326,13 +326,15 @@ def free_disk(path: pathlib.Path) -> int:
     return shutil.disk_usage(path).free
 
 
-def check_fits(needs: dict[str, Need], path: pathlib.Path) -> None:
+def check_fits(every: dict[str, Need], steps: Collection[str], path: pathlib.Path) -> None:
     """Raises `InputError` where memory or disk cannot hold a run, with what is wanted and what is there.
 
     Args:
-      needs: by step.
+      every: by step.
+      steps: those that are asked for.
       path: the run directory, which need not be there.
     """
+    needs = {step: each for step, each in every.items() if step in steps}
     less = "fewer explain.num_prototypes, train.num_checkpoints or explain.max_images"
     wanted, free = disk_wanted(needs, path), free_disk(path)
     if wanted > free:

@@ -95,7 +95,7 @@ def dry_run(config: Config, workdir: str, stages: Iterable[str], data_dir: str |
     scale, steps = needs.scale_of(config, splits, model), needed_steps(stages)
     found = needs.needs_of(config, splits, model, scale)
     found = needs.measured(found, config, model, scale, splits.train.images.shape[1:])
-    needs.check_fits({step: each for step, each in found.items() if step in steps}, directory.path)
+    needs.check_fits(found, steps, directory.path)
     return needs.told(found, steps, directory.path)
 
 
@@ -143,7 +143,7 @@ def run_steps(
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         torch_weights.from_torch(config.model.name, torch_weights.read(source), shapes, source)
     wanted = needs.needs_of(config, splits, model, needs.scale_of(config, splits, model))
-    needs.check_fits({step: each for step, each in wanted.items() if step in steps}, directory.path)
+    needs.check_fits(wanted, steps, directory.path)
     with directory.locked():
         directory.check_config(config)
         directory.barrier("directory checked")
