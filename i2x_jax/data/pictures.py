@@ -41,7 +41,7 @@ class Reading(NamedTuple):
       interpolation: of `INTERPOLATIONS`, antialiased where it shrinks.
       channels: 1 for grey, 3 for RGB, 0 for what the set has.
       skip_broken: leave out files that cannot be read, instead of refusing them.
-      known: the path of what `reading.write_known` wrote of the same files, which are then not decoded to be known.
+      known: the path of a .npy file of `reading.known_of` the same files, which are then not decoded to be known.
     """
 
     size: int = 0

@@ -8,7 +8,6 @@ import concurrent.futures
 import functools
 import hashlib
 import os
-import pathlib
 import warnings
 from typing import NamedTuple
 
@@ -277,17 +276,6 @@ def known_of(several: list[Files]) -> np.ndarray:
     """What is known of all of these and of those they are some of, `KNOWN` by key."""
     known = np.concatenate([(files.whole or files).known for files in several])
     return known[np.unique(known["key"], return_index=True)[1]]
-
-
-def write_known(path: str, known: np.ndarray) -> None:
-    """Keeps what is known of files, for the next process."""
-    temporary = pathlib.Path(path).with_name(f".tmp-{pathlib.Path(path).name}")
-    try:
-        with temporary.open("wb") as file:
-            np.save(file, known)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def changes(before: np.ndarray, several: list[Files]) -> str:

@@ -304,11 +304,17 @@ class RunDirectory:
         text = json.dumps(value, indent=1, allow_nan=False) + "\n"
         if schema:
             check_json(strict_json(text), schema)
+        with self.replacing(name) as temporary:
+            temporary.write_text(text)
+
+    @contextlib.contextmanager
+    def replacing(self, name: str) -> Iterator[pathlib.Path]:
+        """A path to write to, whose file takes the place of the one of that name if all goes well, or is gone."""
         path = self.path / name
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".tmp-{path.name}")
         try:
-            temporary.write_text(text)
+            yield temporary
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -317,9 +323,10 @@ class RunDirectory:
         """Writes what is known of the files that images are read from, so that they are not decoded to be known."""
         if not files or not self.main:
             return
-        path, known = os.fspath(self.path / PICTURES), reading.known_of(files)
-        if reading.read_known(path).tobytes() != known.tobytes():
-            reading.write_known(path, known)
+        known = reading.known_of(files)
+        if reading.read_known(os.fspath(self.path / PICTURES)).tobytes() != known.tobytes():
+            with self.replacing(PICTURES) as temporary:
+                np.save(temporary, known)
 
     def discard_seeds(self, name: str) -> None:
         """Deletes what the seeds of a refinement gave, which was only there to go on from."""
@@ -354,7 +361,9 @@ class RunDirectory:
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             return [line for line in whole if metrics_line(line)["step"] <= step]
 
-        self._write_metrics(read(path, kept_lines) if path.exists() else [])
+        lines = read(path, kept_lines) if path.exists() else []
+        with self.replacing(METRICS) as temporary:
+            temporary.write_text("".join(lines))
         self.begin_events()
 
     def replace_metrics(self, change: Callable[[list[dict]], list[dict]]) -> None:
@@ -366,16 +375,12 @@ class RunDirectory:
         if not self.main:
             return
         lines = change(read_metrics(self.path / METRICS))
-        self._write_metrics([json.dumps(line, allow_nan=False) + "\n" for line in lines])
+        with self.replacing(METRICS) as temporary:
+            temporary.write_text("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
         if self._events:
             self._events.close()
             self._events = None
         self.begin_events()
-
-    def _write_metrics(self, lines):
-        temporary = self.path / f".tmp-{METRICS}"
-        temporary.write_text("".join(lines))
-        os.replace(temporary, self.path / METRICS)
 
     def begin_events(self) -> None:
         """Has events follow metrics.jsonl from its first line, if anybody asked for them and they do not yet."""

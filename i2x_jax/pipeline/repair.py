@@ -1,7 +1,5 @@
 """Acting on prototypes, as the stage `refine` does where some are chosen (DESIGN 2.13)."""
 
-import os
-import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -329,9 +327,8 @@ def save_weights(directory: RunDirectory, name: str, network: str, variables: Va
     """Writes variables of a network under torchvision's names into a file, whole or not at all."""
     tensors = to_torch(network, fetch(variables))
     if directory.main:
-        temporary = (directory.path / name).with_name(f".tmp-{pathlib.Path(name).name}")
-        save_file(tensors, temporary)
-        os.replace(temporary, directory.path / name)
+        with directory.replacing(name) as temporary:
+            save_file(tensors, temporary)
 
 
 def guarded(directory: RunDirectory, name: str, table: dict) -> dict:

@@ -401,7 +401,7 @@ class TestKnown:
     def path(self, split_folder, tmp_path):
         path = str(tmp_path / "pictures.npy")
         files = [each.images.files for each in loaded(split_folder)[:3]]
-        reading.write_known(path, reading.known_of(files))
+        np.save(path, reading.known_of(files))
         return path
 
     def looked_at(self, monkeypatch, split_folder, path):
