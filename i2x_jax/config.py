@@ -66,6 +66,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def listed(names: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more
+
+
 # How a refinement may be called: it becomes the name of a file.
 FILE_NAME = r"([A-Za-z0-9][A-Za-z0-9_.-]{0,99})?"
 
@@ -451,7 +457,7 @@ def _checked(key, value, field):
         raise InputError(f"{key} is {value!r}; allowed: a group of settings; set its members instead")
     rules = field.metadata
     if "parse" in rules:
-        made = {"checkpoints": _checkpoints, "ids": _ids, "images": _images}.get(
+        made = {"checkpoints": _checkpoints, "ids": _ids, "images": lambda value: _images(value, rules["choices"])}.get(
             rules["parse"], lambda value: _names(value, rules.get("subset"), rules["parse"] == "classes")
         )(value)
         if made is None:
@@ -500,11 +506,11 @@ def _checkpoints(value):
     return tuple(sorted(set(steps)))
 
 
-def _images(value):
-    """'all', 'none' or a number of at least 1; None for anything else."""
+def _images(value, words):
+    """One of some words, or a number of at least 1; None for anything else."""
     if isinstance(value, numbers.Integral) and not isinstance(value, bool):
         return int(value) if value >= 1 else None
-    return value if isinstance(value, str) and value in ("all", "none") else None
+    return value if isinstance(value, str) and value in words else None
 
 
 def _ids(value):

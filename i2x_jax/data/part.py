@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from i2x_jax.config import ExplainConfig, InputError
+from i2x_jax.config import ExplainConfig, InputError, listed
 from i2x_jax.data.dataset import MIN_TRAIN_PER_CLASS, Dataset
 
 # The constants of SplitMix64 (Steele, Lea, Flood 2014): from numbers in a row to numbers without any pattern.
@@ -81,13 +81,13 @@ def check_part(train: Dataset, settings: ExplainConfig, pair: Sequence[str], see
             close = difflib.get_close_matches(name, train.class_names, n=1)
             hint = f"did you mean {close[0]!r}?" if close else "set explain.classes"
             raise InputError(
-                f"config key explain.classes names {name!r}; allowed: {_listed(train.class_names)}; {hint}"
+                f"config key explain.classes names {name!r}; allowed: {listed(train.class_names, MAX_NAMED)}; {hint}"
             )
     for name in pair:
         if settings.classes and name not in settings.classes:
             raise InputError(
                 f"config key refine.pair names {name!r}, which is not explained; allowed: "
-                f"{_listed(settings.classes)}, those of explain.classes; set one or the other"
+                f"{listed(settings.classes, MAX_NAMED)}, those of explain.classes; set one or the other"
             )
     names = settings.classes or train.class_names
     if settings.max_images and settings.max_images < MIN_TRAIN_PER_CLASS * len(names):
@@ -104,8 +104,3 @@ def check_part(train: Dataset, settings: ExplainConfig, pair: Sequence[str], see
                 f"{counts[label]} images of class {name!r} would be explained; allowed: at least "
                 f"{MIN_TRAIN_PER_CLASS}; raise explain.max_images"
             )
-
-
-def _listed(names):
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from i2x_jax.config import listed
 from i2x_jax.explanation.types import Explanation
 
 # In groups.npy; `grouping` has it too, but takes a second to import.
@@ -146,8 +147,8 @@ def _without_validation(arrays, classes):
     if not missing:
         return ""
     return (
-        f"{_of(len(missing), len(classes), 'classes')} have no validation image ({_listed(missing)}): when they were "
-        "told apart, and from what, is not known."
+        f"{_of(len(missing), len(classes), 'classes')} have no validation image ({listed(missing, NAMES_SHOWN)}): "
+        "when they were told apart, and from what, is not known."
     )
 
 
@@ -159,7 +160,7 @@ def _never_predicted(arrays, classes):
         return ""
     return (
         f"{_of(len(never), len(classes), 'classes')} are predicted for no validation image at the last checkpoint "
-        f"({_listed(never)}): the network has not learned them."
+        f"({listed(never, NAMES_SHOWN)}): the network has not learned them."
     )
 
 
@@ -169,9 +170,4 @@ def _of(count, total, what):
 
 
 def _names(names: Sequence[str], one: str, several: str) -> str:
-    return f"{one if len(names) == 1 else several} {_listed(names)}"
-
-
-def _listed(names):
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    return f"{one if len(names) == 1 else several} {listed(names, NAMES_SHOWN)}"

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from i2x_jax.config import InputError
+from i2x_jax.config import InputError, listed
 
 TRANSFORMERS = ("vit_ti", "vit_s", "vit_b")
 Tensors = dict[str, np.ndarray]
@@ -116,7 +116,7 @@ def from_torch(
         ],
         "holds NaN, infinity or no numbers in": [name for name in wanted if name in found and not _sound(found[name])],
     }
-    told = [f"{what} {_first_of(names)}" for what, names in problems.items() if names]
+    told = [f"{what} {listed(names, SHOWN)}" for what, names in problems.items() if names]
     if told:
         raise InputError(
             f"{source} {'; '.join(told)}; allowed: the tensors of {network} under torchvision's names, for the stem, "
@@ -206,7 +206,7 @@ def _first_layer(tensors):
         if set(names) <= set(tensors) and tensors[names[0]].ndim == 4:
             return names
     raise InputError(
-        f"no first convolution among {_first_of(list(tensors))}; allowed: weights with {FIRST_LAYERS[0][0]} and "
+        f"no first convolution among {listed(list(tensors), SHOWN)}; allowed: weights with {FIRST_LAYERS[0][0]} and "
         f"{FIRST_LAYERS[0][1]}, or {FIRST_LAYERS[1][0]} and {FIRST_LAYERS[1][1]}"
     )
 
@@ -280,8 +280,3 @@ def _ignored(name):
 
 def _sound(tensor):
     return np.issubdtype(tensor.dtype, np.floating) and bool(np.isfinite(tensor).all())
-
-
-def _first_of(names):
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"

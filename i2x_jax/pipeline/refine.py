@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from i2x_jax.config import InputError, RefineConfig, printable, to_dict
+from i2x_jax.config import InputError, RefineConfig, listed, printable, to_dict
 from i2x_jax.data.dataset import steps_per_pass
 from i2x_jax.explanation import uncertainty
 from i2x_jax.pipeline.directory import RunDirectory
@@ -114,10 +114,9 @@ def curation(work: Run, settings: RefineConfig) -> tuple[tuple[int, int], uncert
     wavering = work.explanation.pair(*(classes[label] for label in pair)).uncertain
     if wavering is None:
         analysed = [f"{each.a},{each.b}" for each in work.explanation.pairs if each.uncertain is not None]
-        more = f" and {len(analysed) - MAX_NAMED} more" if analysed[MAX_NAMED:] else ""
         raise InputError(
             f"config key refine.pair is {tuple(classes[label] for label in pair)!r}, which the explanation did not "
-            f"analyse; allowed: {printable('; '.join(analysed[:MAX_NAMED]))}{more}; choose one of them, or explain in "
+            f"analyse; allowed: {printable(listed(analysed, MAX_NAMED, '; '))}; choose one of them, or explain in "
             "another --workdir with this pair"
         )
     scores = np.zeros(work.config.explain.num_prototypes)
