@@ -1,9 +1,10 @@
-"""What the programs here that make runs share: flags of run.py that mean nothing to them, and a run without words."""
+"""What the programs here that make runs share: how they start, flags of run.py that mean nothing there, quiet runs."""
 
 import pathlib
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 
-from absl import flags
+from absl import app, flags, logging
 
 from i2x_jax import Run
 from i2x_jax.config import Config, InputError
@@ -17,6 +18,21 @@ NOT_HERE = (
     *("stage", "coordinator", "num_processes", "process_id", "cluster"),
     *("list_taps", "tensorboard", "compilation_cache"),
 )
+
+
+def start(main: Callable[[list[str]], None], parse: Callable[[list[str]], list[str]] | None = None) -> None:
+    """Runs a program; what cannot be used is one line, and exit code 2.
+
+    Args:
+      main: told the command line.
+      parse: reads it first; None for absl's own way. That of run.py is left to those whose flags are its.
+    """
+    logging.set_verbosity(logging.ERROR)
+    try:
+        app.run(main, **({"flags_parser": parse} if parse else {}))
+    except InputError as problem:
+        print(f"{pathlib.Path(sys.argv[0]).name}: error: {problem}", file=sys.stderr)
+        sys.exit(2)
 
 
 def refuse_flags(names: Iterable[str], where: str = "here") -> None:

@@ -30,10 +30,10 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
 from experiments.benchmarks import quiet_runs, truth_cues
-from experiments.benchmarks.quiet_runs import NOT_HERE, refuse_flags
+from experiments.benchmarks.quiet_runs import NOT_HERE, refuse_flags, start
 from i2x_jax import Run
 from i2x_jax import command as program
 from i2x_jax.config import Config, InputError
@@ -167,9 +167,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.ERROR)
-    try:
-        app.run(main, flags_parser=program.parse)
-    except InputError as problem:
-        print(f"repair.py: error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    start(main, program.parse)

@@ -21,10 +21,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from absl import app, flags, logging
+from absl import flags
 
 from experiments.benchmarks import quiet_runs
-from experiments.benchmarks.quiet_runs import NOT_HERE, refuse_flags
+from experiments.benchmarks.quiet_runs import NOT_HERE, refuse_flags, start
 from i2x_jax import Run
 from i2x_jax import command as program
 from i2x_jax.config import ACTIONS, Config, InputError, RefineConfig
@@ -200,9 +200,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.ERROR)
-    try:
-        app.run(main, flags_parser=program.parse)
-    except InputError as problem:
-        print(f"repair_pairs.py: error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    start(main, program.parse)

@@ -28,11 +28,11 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import flags
 
-from experiments.benchmarks.quiet_runs import made
+from experiments.benchmarks.quiet_runs import made, start
 from i2x_jax import Run
-from i2x_jax.config import InputError, to_dict
+from i2x_jax.config import to_dict
 from i2x_jax.data.dataset import batches
 from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence.measuring import batch_features, batch_tapped, blank_image
@@ -166,9 +166,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.ERROR)
-    try:
-        app.run(main)
-    except InputError as problem:
-        print(f"sampled_ledger.py: error: {problem}", file=sys.stderr)
-        sys.exit(2)
+    start(main)
