@@ -23,7 +23,7 @@ SLOW = (
 )
 
 PROGRAMS = {
-    *("train_step", "batch_statistics", "batch_logits", "batch_features", "moments_start", "project"),
+    *("train_step", "batch_statistics", "batch_logits", "batch_tapped", "moments_start", "project"),
     *("_next_centre", "assign", "_add_members", "assign_locations", "take", "account", "class_sums"),
 }
 

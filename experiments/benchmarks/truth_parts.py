@@ -37,7 +37,7 @@ from i2x_jax.data.dataset import load_splits
 from i2x_jax.devices.mesh import fetch
 from i2x_jax.evidence.deletion import ink
 from i2x_jax.evidence.geometry import location_centres
-from i2x_jax.evidence.measuring import assign_locations, batch_features
+from i2x_jax.evidence.measuring import assign_locations, batch_features, batch_tapped
 from i2x_jax.evidence.pixels import level_of, path_pixels
 from i2x_jax.evidence.prototypes import pca_of
 from i2x_jax.evidence.saliency import contributions, saliency_maps
@@ -310,7 +310,7 @@ def measure(network: str, seed: int, epochs: int, folder: pathlib.Path) -> dict:
             | {"target_signs": items.target_signs(claim, scenes.kinds, label, second)}
             for name, claim in claims.items()
         }
-    owed = contributions(run.model, variables, batch_features(run.model, variables, asked.images))
+    owed = contributions(run.model, variables, batch_tapped(run.model, variables, asked.images), None)
     k = run.config.explain.num_prototypes
     owed = np.einsum("nhwk,nhwm->nkm", np.eye(k)[asked.assignments], fetch(owed))
     found["pairs_right"] = items.pairs_right(owed, standing(run, seen, k), scenes.kinds, label)
