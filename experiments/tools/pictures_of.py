@@ -11,18 +11,15 @@ both runs are the one on the set itself, array by array.
 import csv
 import os
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from absl import app, flags
 from PIL import Image
 
 from i2x_jax.data.dataset import SPLITS, Dataset, load
-
-_NAME = flags.DEFINE_string(
-    "name", "digits", "The data set, as in data.name; prepared ones are looked for in $TFDS_DATA_DIR."
-)
-_FOLDER = flags.DEFINE_string("folder", None, "Where the pictures go; it must not be there.", required=True)
-_IMAGES = flags.DEFINE_integer("images", 0, "Images of each split, the first ones; 0 for all.")
 
 
 def write(folder: pathlib.Path, sets: dict[str, Dataset]) -> None:
@@ -44,11 +41,18 @@ def write(folder: pathlib.Path, sets: dict[str, Dataset]) -> None:
 
 def main(_: list[str]) -> None:
     """Writes what the flags ask for."""
-    sets = {split: load(_NAME.value, split, os.environ.get("TFDS_DATA_DIR")) for split in SPLITS}
-    if _IMAGES.value:
-        sets = {split: each.take(np.arange(min(_IMAGES.value, len(each.labels)))) for split, each in sets.items()}
-    write(pathlib.Path(_FOLDER.value), sets)
+    given = flags.FLAGS
+    sets = {split: load(given.name, split, os.environ.get("TFDS_DATA_DIR")) for split in SPLITS}
+    if given.images:
+        sets = {split: each.take(np.arange(min(given.images, len(each.labels)))) for split, each in sets.items()}
+    write(pathlib.Path(given.folder), sets)
 
 
 if __name__ == "__main__":
+    # Here, so that what imports `write` need not have a folder.
+    flags.DEFINE_string("folder", None, "Where the pictures go; it must not be there.", required=True)
+    flags.DEFINE_string(
+        "name", "digits", "The data set, as in data.name; prepared ones are looked for in $TFDS_DATA_DIR."
+    )
+    flags.DEFINE_integer("images", 0, "Images of each split, the first ones; 0 for all.")
     app.run(main)
